@@ -1,0 +1,37 @@
+# make train    install, train recipes/adder.yaml, show what it learned   (RECIPE=... ARGS="--section.key=value")
+# make test     install, run every test
+# make quality  check style            make style  mend it            make soak  the long proofs
+
+PYTHON ?= python3
+RECIPE ?= recipes/adder.yaml
+ARGS ?=
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: train test soak quality style install
+
+train: $(INSTALLED)
+	$(BIN)/python train.py $(RECIPE) $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not soak"
+
+soak: $(INSTALLED)
+	$(BIN)/python -m pytest -m soak
+
+quality: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: PYTHON: expected Python 3.11 or newer, got $$($(PYTHON) --version 2>&1); try make PYTHON=python3.11"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@

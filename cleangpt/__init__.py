@@ -1,0 +1,66 @@
+"""CleanGPT: train small GPTs from scratch with code you can read, and get models the Hugging Face ecosystem loads.
+
+Importing this package registers the models, so that `AutoModelForCausalLM.from_pretrained` loads any saved folder.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
+
+from .errors import UserError
+from .models.nanogpt.configuration_nanogpt import NanoGPTConfig
+from .models.nanogpt.modeling_nanogpt import NanoGPTForCausalLM, NanoGPTForSequenceClassification, NanoGPTModel
+from .models.nanollama.configuration_nanollama import NanoLlamaConfig
+from .models.nanollama.modeling_nanollama import (
+    NanoLlamaForCausalLM,
+    NanoLlamaForSequenceClassification,
+    NanoLlamaModel,
+)
+
+__version__ = "0.1.0"
+
+for _config, _model, _causal, _classifier in (
+    (NanoGPTConfig, NanoGPTModel, NanoGPTForCausalLM, NanoGPTForSequenceClassification),
+    (NanoLlamaConfig, NanoLlamaModel, NanoLlamaForCausalLM, NanoLlamaForSequenceClassification),
+):
+    AutoConfig.register(_config.model_type, _config)
+    AutoModel.register(_config, _model)
+    AutoModelForCausalLM.register(_config, _causal)
+    AutoModelForSequenceClassification.register(_config, _classifier)
+    AutoTokenizer.register(_config, fast_tokenizer_class=PreTrainedTokenizerFast)
+    # Saved folders carry the model's code, for `trust_remote_code=True` where cleangpt is not installed.
+    _config.register_for_auto_class()
+    _model.register_for_auto_class("AutoModel")
+    _causal.register_for_auto_class("AutoModelForCausalLM")
+    _classifier.register_for_auto_class("AutoModelForSequenceClassification")
+
+
+def __getattr__(name: str):
+    """Loads the trainer when it is asked for: who only loads a model need not import datasets and accelerate."""
+    if name == "load_recipe":
+        from .recipe import load_recipe
+
+        return load_recipe
+    if name == "train":
+        from .training import train
+
+        return train
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "NanoGPTConfig",
+    "NanoGPTForCausalLM",
+    "NanoGPTModel",
+    "NanoLlamaConfig",
+    "NanoLlamaForCausalLM",
+    "NanoLlamaModel",
+    "UserError",
+    "load_recipe",
+    "train",
+]

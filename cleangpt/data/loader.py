@@ -1,0 +1,87 @@
+"""Which sample sits where in which step: a pure function of the seed and the step, so there is no state to lose.
+
+step ──> places in the endless order ──> epoch, place in it ──> permutation of the epoch ──> rows of this process
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .permutation import permute
+from .splits import IGNORED
+
+
+@dataclass
+class Batch:
+    """One process's share of one step."""
+
+    micro_batches: list[dict[str, torch.Tensor]]
+    """What each forward pass gets: tensors (rows, time) on the device."""
+    num_targets: int
+    """Targets of the step over all micro-steps and processes."""
+
+
+class Loader:
+    """Batches of a split, the same samples in every step for any number of processes and micro-steps.
+
+    Args:
+        split: what `data/splits.py` describes.
+        batch_sizes: from a step (from 1) to its number of sequences over all processes.
+        max_steps: steps of the run. seed: chooses the order. process, num_processes: whose share to load.
+        micro_batch_size: rows of a micro-step; None for the whole share. device: where batches go.
+    """
+
+    def __init__(
+        self,
+        split,
+        batch_sizes: Callable[[int], int],
+        max_steps: int,
+        seed: int,
+        process: int,
+        num_processes: int,
+        micro_batch_size: int | None,
+        device: torch.device,
+    ):
+        self.split, self.seed, self.device = split, seed, device
+        self.process, self.num_processes, self.micro_batch_size = process, num_processes, micro_batch_size
+        sizes = np.fromiter((batch_sizes(step) for step in range(1, max_steps + 1)), np.int64, max_steps)
+        self.ends = np.concatenate([[0], np.cumsum(sizes)])  # samples drawn after each step
+
+    def indices(self, step: int) -> np.ndarray:
+        """The samples of `step` (from 1) over all processes, in order: each epoch permutes the whole split anew."""
+        epochs, places = np.divmod(np.arange(self.ends[step - 1], self.ends[step]), len(self.split))
+        result = np.empty(len(places), np.uint64)
+        for epoch in np.unique(epochs):
+            result[epochs == epoch] = permute(places[epochs == epoch], len(self.split), self.seed, int(epoch))
+        return result
+
+    def batch(self, step: int) -> Batch:
+        """This process's share of `step`, cut into micro-steps."""
+        indices = self.indices(step)
+        share = np.array_split(indices, self.num_processes)[self.process]
+        size = self.micro_batch_size or len(share)
+        rows = [self.split[share[i : i + size]] for i in range(0, len(share), size)]
+        if self.split.targets_per_row is not None:
+            num_targets = len(indices) * self.split.targets_per_row
+        else:  # counted on every process rather than communicated: no waiting inside a step
+            everything = self.split[indices] if self.num_processes > 1 else None
+            num_targets = sum(int((row["targets"] != IGNORED).sum()) for row in ([everything] if everything else rows))
+        return Batch([to_device(row, self.device) for row in rows], num_targets)
+
+    def visits(self, step: int) -> float:
+        """How often a sample was drawn in the first `step` steps, on average.
+
+        Every epoch draws each sample once, so min(1, visits) is the fraction of the split that was seen, and no sample
+        was seen more than once more often than any other.
+        """
+        return int(self.ends[step]) / len(self.split)
+
+
+def to_device(batch: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
+    """A batch as tensors; copies to a GPU go through pinned memory and do not wait."""
+    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+    if device.type == "cuda":
+        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}

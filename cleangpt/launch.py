@@ -1,0 +1,72 @@
+"""One Accelerator for whatever started us: one process, several, CPU or GPU."""
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+
+from .errors import UserError
+
+
+def start_accelerator(trackers: list[str], folder: Path, mixed_precision: str, hidden_size: int) -> Accelerator:
+    """Joins the other processes of this run, sets threads and precision.
+
+    Args:
+        trackers: `recipe.tracking.trackers`. folder: where they write.
+        mixed_precision: `recipe.training.mixed_precision`. hidden_size: decides `auto` on a CPU.
+
+    Raises:
+        UserError: when the launcher asked for more processes than really run together, for fp16 on a CPU, and for
+            DeepSpeed, whose checkpoints are pickles.
+    """
+    num_processes = int(os.environ.get("WORLD_SIZE", 1))
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            ("num_processes", "this launcher starts one process however many are asked for; use torchrun, or "
+             "accelerate launch --config_file recipes/accelerate/cpu_2.yaml")
+        )  # fmt: skip
+    on_cpu = not torch.accelerator.is_available()
+    precision = choose_precision(mixed_precision, on_cpu, hidden_size)
+    if on_cpu:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    accelerator = Accelerator(
+        cpu=on_cpu,  # without it, CPU processes train alone instead of joining one group
+        mixed_precision=precision,
+        log_with=trackers or None,
+        project_dir=folder,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    if accelerator.num_processes != num_processes:
+        raise UserError(
+            ("num_processes", f"asked for {num_processes} processes, but {accelerator.num_processes} train together")
+        )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise UserError(("distributed_type", "expected NO, MULTI_CPU, MULTI_GPU or FSDP, got DEEPSPEED"))
+    torch.set_float32_matmul_precision("high")  # TF32 where there is an accelerator
+    return accelerator
+
+
+def choose_precision(mixed_precision: str, on_cpu: bool, hidden_size: int) -> str:
+    """The fixed table behind `auto`, so that a resumed run chooses the same:
+
+    | hardware | `auto` |
+    |---|---|
+    | GPU with bf16 | `bf16` |
+    | GPU without | `fp16` |
+    | Apple's MPS (untested) | `no` |
+    | CPU with native bf16, width at least 256 | `bf16` |
+    | any other CPU | `no` |
+    """
+    if mixed_precision == "fp16" and on_cpu:
+        raise UserError(("training.mixed_precision", "fp16 needs an accelerator, expected no or bf16 on a CPU"))
+    if mixed_precision != "auto":
+        return mixed_precision
+    if on_cpu:
+        capability = torch.cpu.get_capabilities()
+        native = capability.get("avx512_bf16") or capability.get("amx_bf16") or capability.get("bf16")
+        return "bf16" if native and hidden_size >= 256 else "no"
+    if torch.accelerator.current_accelerator().type == "mps":
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"

@@ -1,0 +1,100 @@
+"""From a recipe's model section to a model, new or started from saved weights."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from ..errors import UserError
+
+
+def block_size_of(model: dict, block_size: int | None) -> int:
+    """Targets in a sequence of text: `data.block_size`, else the model's `max_position_embeddings`.
+
+    Args:
+        model: `recipe.model`. block_size: `recipe.data.block_size`.
+
+    Raises:
+        UserError: when a sequence would be longer than the model's positions.
+    """
+    given = model.get("max_position_embeddings")
+    if given is None and "init_from" in model:
+        given = _load_config(model).max_position_embeddings
+    if block_size is None:
+        return given or AutoConfig.for_model(model["model_type"]).max_position_embeddings
+    if given is not None and block_size > given:
+        raise UserError(("data.block_size", f"expected at most max_position_embeddings {given}, got {block_size}"))
+    return block_size
+
+
+def build_model(model: dict, tokenizer, split, seed: int) -> PreTrainedModel:
+    """The model of a recipe's `model` section, in float32.
+
+    Args:
+        model: the section. tokenizer: gives vocabulary size and special ids where the section does not.
+        split: to be trained on; its rows' length sets the positions where the section does not. seed: of new weights.
+
+    Raises:
+        UserError: for weights that cannot be loaded, or a vocabulary smaller than the tokenizer's.
+    """
+    options = {
+        key: value for key, value in model.items() if key not in ("model_type", "init_from", "attn_implementation")
+    }
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    attention = model.get("attn_implementation")
+    torch.manual_seed(seed)
+    try:
+        if "init_from" in model:
+            config = _load_config(model, **special, **options)
+            network = AutoModelForCausalLM.from_pretrained(
+                model["init_from"], config=config, dtype=torch.float32, attn_implementation=attention
+            )
+        else:
+            options = {
+                "vocab_size": len(tokenizer),
+                "max_position_embeddings": split.sequence_length,
+                **special,
+                **options,
+            }
+            config = AutoConfig.for_model(model["model_type"], **options)
+            network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    except (ValueError, ImportError) as error:
+        raise UserError(("model", str(error))) from error
+    if config.vocab_size < len(tokenizer):
+        raise UserError(
+            ("model.vocab_size", f"expected at least the tokenizer's {len(tokenizer)} ids, got {config.vocab_size}")
+        )
+    if config.max_position_embeddings < split.sequence_length:
+        message = (
+            f"expected at least the {split.sequence_length} tokens of a sequence, got {config.max_position_embeddings}"
+        )
+        raise UserError(("model.max_position_embeddings", message))
+    # Left to itself, generate writes an arithmetic answer, or as much text as the model has positions.
+    answer = getattr(split, "answer_width", None)
+    length = {"max_new_tokens": answer} if answer else {"max_length": config.max_position_embeddings}
+    network.generation_config = GenerationConfig(**special, **length)
+    return network
+
+
+def load_model(folder: str | Path, attention: str | None = None, key: str = "model") -> PreTrainedModel:
+    """A saved model in float32, under the attention implementation `attention`.
+
+    Raises:
+        UserError: under the name `key`, when there is no model to load.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+    except Exception as error:  # the loader raises whatever a broken file makes it raise
+        raise UserError((key, f"expected a model's folder or Hub id, got {str(folder)!r}: {error}")) from error
+
+
+def _load_config(model: dict, **options):
+    try:
+        config = AutoConfig.from_pretrained(model["init_from"], **options)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            ("model.init_from", f"expected a model's folder or Hub id, got {model['init_from']!r}")
+        ) from error
+    if model.get("model_type", config.model_type) != config.model_type:
+        raise UserError(("model.model_type", f"expected {config.model_type} of init_from, got {model['model_type']!r}"))
+    return config

@@ -1,0 +1,86 @@
+"""The parts of a run, built from its recipe: new, or from a checkpoint."""
+
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+from torch import nn
+from transformers import AutoConfig
+
+from . import schedules
+from .checkpoint import Progress, load_optimizers, load_progress
+from .data.loader import Loader
+from .data.prepare import PreparedData, prepare_data
+from .errors import UserError
+from .launch import start_accelerator
+from .models.build import build_model, load_model
+from .optim import build_optimizers
+from .outputs import Start, open_folder
+from .recipe import Recipe
+from .tracking import Tracker
+
+
+@dataclass
+class Run:
+    """The parts of a run."""
+
+    recipe: Recipe
+    accelerator: Accelerator
+    data: PreparedData
+    model: nn.Module
+    optimizers: list
+    loader: Loader
+    tracker: Tracker
+    progress: Progress
+    max_steps: int
+
+
+def build_run(recipe: Recipe, start: Start) -> Run:
+    """Builds every part; what the user has to mend is told before anything is written.
+
+    Args:
+        recipe: whose `data.block_size` is set; `training.mixed_precision` is resolved here. start: where the run starts.
+    """
+    training = recipe.training
+    width = recipe.model.get("hidden_size") or AutoConfig.for_model(recipe.model.get("model_type", "gpt2")).hidden_size
+    accelerator = start_accelerator(recipe.tracking.trackers, recipe.folder, training.mixed_precision, width)
+    training.mixed_precision = accelerator.mixed_precision
+    if training.batch_size % accelerator.num_processes:
+        message = f"expected a multiple of the {accelerator.num_processes} processes, got {training.batch_size}"
+        raise UserError(("training.batch_size", message))
+
+    data = prepare_data(recipe)
+    split = data.splits["train"]
+    max_steps = training.max_steps
+    if max_steps is None:
+        sequences = training.max_epochs * split.num_sequences
+        max_steps = schedules.steps_for(sequences, training.batch_size, recipe.schedule, recipe.optimizer)
+
+    if start.checkpoint is None:
+        model, progress = build_model(recipe.model, data.tokenizer, split, recipe.run.seed), Progress()
+    else:
+        model = load_model(start.checkpoint / "model", recipe.model.get("attn_implementation"))
+        progress = load_progress(start.checkpoint)
+    optimizers = build_optimizers(recipe.optimizer, model)
+    if training.compile:
+        model.compile()  # in place: no prefix in any state dict
+    model, *optimizers = accelerator.prepare(model, *optimizers)
+    if start.checkpoint is not None:
+        load_optimizers(accelerator, start.checkpoint, model, optimizers)
+
+    if accelerator.is_main_process:
+        open_folder(recipe)
+    accelerator.wait_for_everyone()
+    loader = Loader(
+        split,
+        lambda step: (
+            training.batch_size * schedules.at(recipe.schedule, recipe.optimizer, step, max_steps).accumulation
+        ),
+        max_steps,
+        recipe.run.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+        training.micro_batch_size,
+        accelerator.device,
+    )
+    tracker = Tracker(accelerator, recipe, progress, max_steps)
+    return Run(recipe, accelerator, data, model.train(), optimizers, loader, tracker, progress, max_steps)

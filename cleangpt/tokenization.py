@@ -1,0 +1,93 @@
+"""Tokenizers, made and saved as `PreTrainedTokenizerFast` folders: characters, arithmetic, byte-level BPE.
+
+All share one special token, `<|endoftext|>`: it ends a document, starts one where a client wants a start, and pads a
+batch. Characters and arithmetic have `<unk>` besides, for what they do not know; byte-level BPE knows every byte.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from .errors import UserError
+
+END, UNKNOWN = "<|endoftext|>", "<unk>"
+
+# Joins the messages of a chat with line breaks, so that `transformers chat` and `serve` can talk to a base model.
+CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% if not loop.last %}\n{% endif %}{% endfor %}"
+
+
+def _wrap(backend: tokenizers.Tokenizer, **special_tokens: str) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=END,
+        eos_token=END,
+        pad_token=END,
+        padding_side="left",  # prompts of several lengths are continued at their right end
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
+        **special_tokens,
+    )
+
+
+def character_tokenizer(characters: Iterable[str]) -> PreTrainedTokenizerFast:
+    """One id for each character, in code point order, the special tokens last."""
+    vocabulary = {character: index for index, character in enumerate(sorted(set(characters)))}
+    vocabulary |= {UNKNOWN: len(vocabulary), END: len(vocabulary) + 1}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, [], unk_token=UNKNOWN))  # no merges: characters stay alone
+    backend.decoder = decoders.Fuse()
+    return _wrap(backend, unk_token=UNKNOWN)
+
+
+def arithmetic_tokenizer() -> PreTrainedTokenizerFast:
+    """The ten digits, the operators and the equals sign of a problem such as `85+50=531`; digit d has the id d."""
+    vocabulary = {character: index for index, character in enumerate("0123456789+x=")}
+    vocabulary |= {UNKNOWN: len(vocabulary), END: len(vocabulary) + 1}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, [], unk_token=UNKNOWN))
+    backend.decoder = decoders.Fuse()
+    return _wrap(backend, unk_token=UNKNOWN)
+
+
+def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level byte-pair encoding (Sennrich et al., arXiv 1508.07909; GPT-2's bytes and pre-tokenizer).
+
+    Raises:
+        UserError: when `vocab_size` has no room for the 256 bytes and the special token.
+    """
+    if vocab_size < 257:
+        raise UserError(("tokenizer.train.vocab_size", f"expected at least 257 (256 bytes, {END}), got {vocab_size}"))
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return _wrap(backend)
+
+
+def train_tokenizer(section, texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """What `recipe.tokenizer.train` asks for, trained on `texts`."""
+    if section.kind == "char":
+        return character_tokenizer(character for text in texts for character in set(text))
+    return bpe_tokenizer(texts, section.vocab_size or 4096)
+
+
+def load_tokenizer(path: str | Path, key: str = "tokenizer.path"):
+    """A saved tokenizer's folder, or a Hub id.
+
+    Raises:
+        UserError: under the name `key`, when there is no tokenizer to load.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # the loader raises whatever a broken file makes it raise
+        raise UserError((key, f"expected a tokenizer's folder or Hub id, got {str(path)!r}: {error}")) from error
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

@@ -1,0 +1,133 @@
+"""Metrics: `metrics.jsonl`, the progress bar and the trackers, from one place that knows when each is due."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+
+class Tracker:
+    """Writes the metrics of one run. Every process has one; only the main process writes.
+
+    Args:
+        accelerator: with its trackers. recipe: as resolved.
+        progress: where the run starts. max_steps: where it ends.
+    """
+
+    def __init__(self, accelerator: Accelerator, recipe, progress, max_steps: int):
+        section, config, step = recipe.tracking, recipe.to_dict(), progress.step
+        self.accelerator, self.log_every, self.max_steps = accelerator, section.log_every, max_steps
+        self.file = recipe.folder / "metrics.jsonl"
+        self.began = time.perf_counter() - progress.elapsed_s
+        self.last_time, self.last_tokens = None, 0
+        if accelerator.is_main_process:
+            _cut_after(self.file, step)
+        if section.trackers:
+            accelerator.init_trackers(section.project, _flatten(config), _tracker_options(section, config))
+        self.bar = tqdm(
+            total=max_steps,
+            initial=step,
+            unit="step",
+            desc=config["run"]["name"],
+            disable=not accelerator.is_main_process or not sys.stderr.isatty(),
+        )
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of the run, those before restarts included."""
+        return time.perf_counter() - self.began
+
+    def log_step(self, progress, loss: torch.Tensor, grad_norm: torch.Tensor, values) -> None:
+        """Takes in a finished step; reads it from the device only when a line is due.
+
+        Args:
+            progress: with step and tokens. loss: this process's part of the mean loss. grad_norm: before clipping.
+            values: `lr`, `weight_decay` and `accumulation` of the step.
+        """
+        self.bar.update()
+        if self.last_time is None:
+            self.last_time, self.last_tokens = time.perf_counter(), progress.tokens
+        if progress.step != 1 and progress.step % self.log_every and progress.step != self.max_steps:
+            return
+        metrics = {
+            "train/loss": self.accelerator.reduce(loss, "sum").item(),
+            **values._asdict(),
+            "grad_norm": float(grad_norm),
+        }
+        now = time.perf_counter()
+        if progress.tokens > self.last_tokens:
+            metrics["tokens_per_second"] = (progress.tokens - self.last_tokens) / (now - self.last_time)
+        self.last_time, self.last_tokens = now, progress.tokens
+        self.write(progress, metrics)
+        shown = {"loss": f"{metrics['train/loss']:.3f}", "lr": f"{values.lr:.1e}"}
+        if "tokens_per_second" in metrics:
+            shown["tok/s"] = f"{metrics['tokens_per_second']:,.0f}"
+        self.bar.set_postfix(shown)
+        if self.bar.disable:
+            self.say(f"step {progress.step}/{self.max_steps}  " + "  ".join(f"{k} {v}" for k, v in shown.items()))
+
+    def log_evaluation(self, progress, metrics: dict[str, float], visits: float) -> None:
+        """Takes in an evaluation; the time since the last step does not count as training.
+
+        Args:
+            visits: how often a training sample was seen, on average.
+        """
+        self.last_time = None
+        self.write(progress, {**metrics, "data/coverage": min(visits, 1.0), "data/visits": visits})
+        shown = "  ".join(
+            f"{name.removeprefix('eval/')} {value:.4f}" for name, value in metrics.items() if "eval" in name
+        )
+        self.say(f"step {progress.step}/{self.max_steps}  validation: {shown}")
+
+    def write(self, progress, metrics: dict[str, float]) -> None:
+        """One line of `metrics.jsonl`, and the same to the trackers under the run's own step."""
+        line = {"step": progress.step, "tokens": progress.tokens, "elapsed_s": round(self.elapsed_s, 3), **metrics}
+        if self.accelerator.is_main_process:
+            with open(self.file, "a") as file:
+                file.write(json.dumps(line) + "\n")
+        if self.accelerator.trackers:
+            self.accelerator.log(line, step=progress.step)
+
+    def say(self, text: str) -> None:
+        """Prints above the progress bar, once for all processes."""
+        if self.accelerator.is_main_process:
+            self.bar.write(text, file=sys.stdout)
+
+    def close(self) -> None:
+        """Ends the bar and the trackers."""
+        self.bar.close()
+        if self.accelerator.trackers:
+            self.accelerator.end_training()
+
+
+def _cut_after(file: Path, step: int) -> None:
+    """Drops the lines after `step`, which a resumed run writes anew, and a last line that was cut off."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
+    file.write_text("".join(kept) if step else "")
+
+
+def _flatten(config: dict, prefix: str = "") -> dict:
+    """Nested keys as dotted ones, with values that every tracker can store."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return flat
+
+
+def _tracker_options(section, config: dict) -> dict:
+    return {name: {"name": config["run"]["name"]} for name in section.trackers if name in ("wandb", "trackio")}

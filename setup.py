@@ -1,0 +1,39 @@
+"""Metadata and dependencies. Ranges here; `constraints.txt` has the versions that the tests ran with."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="cleangpt",
+    version="0.1.0",
+    description="Train small GPTs from scratch with code you can read, and get models the Hugging Face ecosystem loads",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=find_packages(include=["cleangpt", "cleangpt.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "torch>=2.13,<3",
+        "transformers>=5.23,<6",
+        "accelerate>=1.15,<2",
+        "datasets>=5.2,<6",
+        "tokenizers>=0.23,<1",
+        "evaluate>=0.4.6,<1",
+        "wandb>=0.31,<1",
+        "huggingface_hub>=2.4,<3",
+        "safetensors>=0.8,<1",
+        "numpy>=2,<3",
+        "pyarrow>=21",
+        "xxhash>=3",
+        "filelock>=3",
+        "pydantic>=2.14,<3",
+        "omegaconf>=2.3,<3",
+        "pyyaml>=6",
+        "tqdm>=4.67",
+    ],
+    extras_require={
+        "dev": ["pytest>=9", "hypothesis>=6", "ruff>=0.17"],
+        "trackers": ["trackio", "tensorboard"],
+    },
+)

@@ -11,7 +11,7 @@ from cleangpt import UserError
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0 for a finished run, 2 for a mistake that the user can mend."""
-    from cleangpt.recipe import parse_command
+    from cleangpt.recipe_reading import parse_command
 
     try:
         recipe = parse_command(arguments)

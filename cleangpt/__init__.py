@@ -43,7 +43,7 @@ for _config, _model, _causal, _classifier in (
 def __getattr__(name: str):
     """Loads the trainer when it is asked for: who only loads a model need not import datasets and accelerate."""
     if name == "load_recipe":
-        from .recipe import load_recipe
+        from .recipe_reading import load_recipe
 
         return load_recipe
     if name == "train":

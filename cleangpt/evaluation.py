@@ -65,11 +65,11 @@ def evaluate(
 
 
 @torch.no_grad()
-def continue_texts(model, tokenizer, prompts: list[str], seed: int, **options) -> list[str]:
+def continue_texts(model, tokenizer, prompts: list[str], seed: int, max_new_tokens: int, **sampling) -> list[str]:
     """Each prompt with what the model writes after it; the global random state is left alone.
 
     Args:
-        options: of `generate`, `max_new_tokens=100, do_sample=True` say.
+        max_new_tokens: fewer where the model has no position left. sampling: options of `generate`.
     """
     was_training = model.training
     model.eval()
@@ -78,7 +78,9 @@ def continue_texts(model, tokenizer, prompts: list[str], seed: int, **options) -
         for prompt in prompts:
             torch.manual_seed(seed)
             inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
-            output = model.generate(**inputs, **options)
+            room = model.config.max_position_embeddings - inputs["input_ids"].shape[1]
+            length = {"max_new_tokens": max(1, min(max_new_tokens, room)), "max_length": None}
+            output = model.generate(**inputs, **length, **sampling)
             texts.append(tokenizer.decode(output[0], skip_special_tokens=True))
     model.train(was_training)
     return texts
@@ -93,6 +95,6 @@ def solve(model, tokenizer, split, indices: np.ndarray) -> list[tuple[str, str, 
     """
     solved = []
     for question, answer in split.texts(indices):
-        text = continue_texts(model, tokenizer, [question], 0, do_sample=False, max_new_tokens=split.answer_width)[0]
+        text = continue_texts(model, tokenizer, [question], 0, split.answer_width, do_sample=False)[0]
         solved.append((question, text.removeprefix(question), answer))
     return solved

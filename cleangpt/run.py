@@ -38,7 +38,7 @@ def build_run(recipe: Recipe, start: Start) -> Run:
     """Builds every part; what the user has to mend is told before anything is written.
 
     Args:
-        recipe: whose `data.block_size` is set; `training.mixed_precision` is resolved here. start: where the run starts.
+        recipe: with `data.block_size`; `training.mixed_precision` is resolved here. start: where the run starts.
     """
     training = recipe.training
     width = recipe.model.get("hidden_size") or AutoConfig.for_model(recipe.model.get("model_type", "gpt2")).hidden_size

@@ -131,8 +131,10 @@ def evaluate_validation(run: Run) -> dict[str, float]:
     run.tracker.log_evaluation(progress, metrics, run.loader.visits(progress.step))
     if section.prompts:
         model = run.accelerator.unwrap_model(run.model)
-        options = {"do_sample": True, "max_new_tokens": 100, "top_k": 50}
-        for text in continue_texts(model, run.data.tokenizer, section.prompts, recipe.run.seed, **options):
+        texts = continue_texts(
+            model, run.data.tokenizer, section.prompts, recipe.run.seed, 100, do_sample=True, top_k=50
+        )
+        for text in texts:
             run.tracker.say(f"--- a sample\n{text}\n---")
     return metrics
 

@@ -24,7 +24,7 @@ class PreparedData:
     folder: Path | None
     """The cache folder; None for arithmetic, which is computed."""
     example: str
-    """A text to let a model continue: the recipe's first prompt, a held-out problem, the validation split's beginning."""
+    """A text to let a model continue: the recipe's first prompt, a held-out problem, the validation split's start."""
 
 
 def prepare_data(recipe: Recipe) -> PreparedData:

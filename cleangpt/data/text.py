@@ -167,7 +167,7 @@ def _tokenize(name: str, pieces: Callable, tokenizer, section, folder: Path, scr
         for text, ids in zip(batch["text"], encoded, strict=True):
             if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
                 raise UserError(_unknown(tokenizer, text, name))
-        ids = [np.array(ids + [end] if ends else ids, dtype) for ids, ends in zip(encoded, batch["ends"], strict=True)]
+        ids = [np.array([*ids, end] if ends else ids, dtype) for ids, ends in zip(encoded, batch["ends"], strict=True)]
         return {"ids": ids, "bytes": [len(text.encode()) for text in batch["text"]]}
 
     if next(iter(pieces()), None) is None:

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from ..errors import UserError
+
+disable_progress_bar()  # of loading and saving, which take a moment
 
 
 def block_size_of(model: dict, block_size: int | None) -> int:

@@ -79,15 +79,9 @@ class NanoGPTAttention(nn.Module):
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        dropout = self.attention_dropout if self.training else 0.0
         output, weights = attention(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
         output = output.reshape(*input_shape, -1).contiguous()  # (batch, time, hidden)
         return self.resid_dropout(self.c_proj(output)), weights
@@ -217,11 +211,7 @@ class NanoGPTModel(NanoGPTPreTrainedModel):
                 f"expected at most max_position_embeddings {self.config.max_position_embeddings} tokens, got {time}"
             )
         causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
+            self.config, inputs_embeds, attention_mask, past_key_values=past_key_values, position_ids=position_ids
         )
 
         hidden_states = self.drop(inputs_embeds + self.wpe(position_ids))  # (batch, time, hidden)
@@ -235,10 +225,8 @@ class NanoGPTModel(NanoGPTPreTrainedModel):
                 **kwargs,
             )
         hidden_states = self.ln_f(hidden_states)
-        return BaseModelOutputWithPast(
-            last_hidden_state=hidden_states,
-            past_key_values=past_key_values if use_cache else None,
-        )
+        past_key_values = past_key_values if use_cache else None
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
 
 class NanoGPTForCausalLM(NanoGPTPreTrainedModel, GenerationMixin):
@@ -269,9 +257,8 @@ class NanoGPTForCausalLM(NanoGPTPreTrainedModel, GenerationMixin):
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         r"""
-        labels (`torch.LongTensor` of shape `(batch, time)`): usually `input_ids`; the model shifts them by one, and -100
-            marks what is no target. With `num_items_in_batch` the loss is the sum over targets divided by it, otherwise
-            the mean, in nats.
+        labels (`torch.LongTensor` of shape `(batch, time)`): usually `input_ids`; shifted by one here; -100: no target.
+            With `num_items_in_batch` the loss is the targets' sum divided by it, otherwise their mean, in nats.
         logits_to_keep (`int` or index tensor): positions, counted from the end, whose logits are wanted; 0 means all.
         """
         outputs = self.transformer(

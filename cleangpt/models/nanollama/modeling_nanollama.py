@@ -39,9 +39,6 @@ class NanoLlamaRMSNorm(nn.Module):
         variance = hidden_states.pow(2).mean(-1, keepdim=True)
         return self.weight * (hidden_states * torch.rsqrt(variance + self.eps)).to(input_dtype)
 
-    def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape)}, eps={self.eps}"
-
 
 class NanoLlamaRotaryEmbedding(nn.Module):
     """Position ids to the cosines and sines that rotate queries and keys (arXiv 2104.09864)."""
@@ -52,8 +49,7 @@ class NanoLlamaRotaryEmbedding(nn.Module):
         self.rope_type = config.rope_parameters["rope_type"]
         self.max_seq_len_cached = config.max_position_embeddings
         self.original_max_seq_len = config.max_position_embeddings
-        default = self.rope_type == "default"
-        init_function = self.compute_default_rope_parameters if default else ROPE_INIT_FUNCTIONS[self.rope_type]
+        init_function = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
         inv_freq, self.attention_scaling = init_function(config)
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
@@ -147,15 +143,9 @@ class NanoLlamaAttention(nn.Module):
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        dropout = self.attention_dropout if self.training else 0.0
         output, weights = attention(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
         output = output.reshape(*input_shape, -1).contiguous()  # (batch, time, hidden)
         return self.o_proj(output), weights
@@ -213,7 +203,7 @@ class NanoLlamaPreTrainedModel(PreTrainedModel):
     | weight | standard deviation |
     |---|---|
     | `embed_tokens`, `q_proj`, `k_proj`, `v_proj`, `gate_proj`, `up_proj`, untied `lm_head` | `initializer_range` |
-    | `o_proj`, `down_proj`, where a branch joins the residual stream | `initializer_range` / sqrt(2 x `num_hidden_layers`) |
+    | `o_proj`, `down_proj`, where a branch joins the stream | `initializer_range` / sqrt(2 x `num_hidden_layers`) |
     | RMSNorm scales | all 1 |
     """
 
@@ -277,11 +267,7 @@ class NanoLlamaModel(NanoLlamaPreTrainedModel):
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(time, device=inputs_embeds.device) + past).unsqueeze(0)  # (1, time)
         causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
+            self.config, inputs_embeds, attention_mask, past_key_values=past_key_values, position_ids=position_ids
         )
 
         hidden_states = inputs_embeds  # (batch, time, hidden)
@@ -297,10 +283,8 @@ class NanoLlamaModel(NanoLlamaPreTrainedModel):
                 **kwargs,
             )
         hidden_states = self.norm(hidden_states)
-        return BaseModelOutputWithPast(
-            last_hidden_state=hidden_states,
-            past_key_values=past_key_values if use_cache else None,
-        )
+        past_key_values = past_key_values if use_cache else None
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
 
 class NanoLlamaForCausalLM(NanoLlamaPreTrainedModel, GenerationMixin):
@@ -331,9 +315,8 @@ class NanoLlamaForCausalLM(NanoLlamaPreTrainedModel, GenerationMixin):
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         r"""
-        labels (`torch.LongTensor` of shape `(batch, time)`): usually `input_ids`; the model shifts them by one, and -100
-            marks what is no target. With `num_items_in_batch` the loss is the sum over targets divided by it, otherwise
-            the mean, in nats.
+        labels (`torch.LongTensor` of shape `(batch, time)`): usually `input_ids`; shifted by one here; -100: no target.
+            With `num_items_in_batch` the loss is the targets' sum divided by it, otherwise their mean, in nats.
         logits_to_keep (`int` or index tensor): positions, counted from the end, whose logits are wanted; 0 means all.
         """
         outputs = self.model(

@@ -1,0 +1,100 @@
+"""Tiny data, tiny recipes, real processes. Nothing here needs the network or a home folder."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+# Before anything imports the libraries that read them.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="cleangpt-tests-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+for _name in ("MASTER_ADDR", "WORLD_SIZE", "RANK", "LOCAL_RANK", "HF_DATASETS_CACHE", "HF_TOKEN"):
+    os.environ.pop(_name, None)
+
+ROOT = Path(__file__).parents[1]
+
+LINES = [
+    "The quick brown fox jumps over the lazy dog.",
+    "A stitch in time saves nine, said the tailor to the fox.",
+    "",
+    "What is done cannot be undone; what is said may be said again.",
+]
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory) -> Path:
+    """A text of about 6,000 characters in 200 lines."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(f"{i} {LINES[i % 4]}\n" for i in range(130)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def stories_file(tmp_path_factory) -> Path:
+    """40 short documents as JSON lines."""
+    path = tmp_path_factory.mktemp("json") / "stories.jsonl"
+    path.write_text("".join(json.dumps({"text": f"Story {i}. {LINES[i % 4]} The end."}) + "\n" for i in range(40)))
+    return path
+
+
+@pytest.fixture
+def write_recipe(tmp_path):
+    """Writes a recipe of the given sections into a temporary folder and returns its path."""
+
+    def write(name: str = "tiny", **sections) -> Path:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({"run": {"output_dir": str(tmp_path / "outputs")}, **sections}))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def tiny_text(write_recipe, text_file) -> Path:
+    """A recipe that trains a tiny NanoGPT on characters for six steps with a boundary every third."""
+    return write_recipe(
+        data={"path": "text", "data_files": str(text_file), "block_size": 16},
+        tokenizer={"train": {"kind": "char"}},
+        model={"model_type": "nanogpt", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        training={"max_steps": 6, "batch_size": 4, "macro_batch": 3},
+        tracking={"log_every": 1},
+    )
+
+
+@pytest.fixture
+def tiny_adder(write_recipe) -> Path:
+    """A recipe that trains a tiny NanoGPT on one-digit addition."""
+    return write_recipe(
+        data={"path": "addition", "num_digits": 1},
+        model={"model_type": "nanogpt", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        training={"max_steps": 4, "batch_size": 8, "macro_batch": 2},
+        tracking={"log_every": 1},
+    )
+
+
+def run_python(*arguments, **environment) -> subprocess.CompletedProcess:
+    """Runs `python ARGUMENTS` in the project's root, as a user would."""
+    return run_command(sys.executable, *arguments, **environment)
+
+
+def run_command(*command, **environment) -> subprocess.CompletedProcess:
+    """Runs a command in the project's root; the environment may be added to."""
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """The lines of a run's `metrics.jsonl`."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,72 @@
+"""The order of samples: a pure function of seed and step, the same however a step is split."""
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cleangpt.data.loader import Loader
+from cleangpt.data.splits import IGNORED
+
+
+class Numbers:
+    """A split whose row i is the number i, with a ragged number of targets."""
+
+    targets_per_row = None
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, indices) -> dict:
+        rows = np.repeat(np.asarray(indices, np.int64)[:, None], 3, axis=1)
+        targets = np.where(np.arange(3) <= rows % 3, rows, IGNORED)
+        return {"input_ids": rows, "targets": targets}
+
+
+def loader(length=100, batch_size=7, max_steps=40, seed=1, process=0, num_processes=1, micro=None, growth=0) -> Loader:
+    def sizes(step: int) -> int:
+        return batch_size * (1 + growth * step)
+
+    return Loader(Numbers(length), sizes, max_steps, seed, process, num_processes, micro, torch.device("cpu"))
+
+
+def samples(batch) -> list[int]:
+    return [int(row[0]) for micro in batch.micro_batches for row in micro["input_ids"]]
+
+
+@settings(deadline=None)
+@given(
+    length=st.integers(1, 200), batch_size=st.integers(1, 12), growth=st.integers(0, 2), num_processes=st.integers(1, 4),
+    micro=st.integers(1, 5), seed=st.integers(0, 10),
+)  # fmt: skip
+def test_any_split_of_a_step_has_its_samples_in_order(length, batch_size, growth, num_processes, micro, seed):
+    options = {"length": length, "batch_size": batch_size * num_processes, "growth": growth, "seed": seed, "max_steps": 6}
+    for step in range(1, 7):
+        whole = loader(**options).batch(step)
+        parts = [
+            loader(**options, process=process, num_processes=num_processes, micro=micro).batch(step)
+            for process in range(num_processes)
+        ]
+        assert [sample for part in parts for sample in samples(part)] == samples(whole)
+        assert {part.num_targets for part in parts} == {whole.num_targets}
+
+
+@given(length=st.integers(1, 60), batch_size=st.integers(1, 9), growth=st.integers(0, 2))
+def test_every_epoch_has_every_sample_once(length, batch_size, growth):
+    steps = loader(length, batch_size, 30, growth=growth)
+    drawn = [int(sample) for step in range(1, 31) for sample in steps.indices(step)]
+    for start in range(0, len(drawn) - length + 1, length):
+        assert sorted(drawn[start : start + length]) == list(range(length))
+
+
+def test_targets_are_counted_over_all_processes():
+    batch = loader(process=1, num_processes=7).batch(3)
+    indices = loader().indices(3)
+    assert batch.num_targets == int((Numbers(100)[indices]["targets"] != IGNORED).sum())
+
+
+def test_visits():
+    assert loader(100, 10).visits(15) == 1.5

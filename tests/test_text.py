@@ -1,0 +1,169 @@
+"""Text: cut exactly, tokenized as a whole would be, packed into rows in which every token is where it should be."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import LINES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cleangpt import UserError, load_recipe
+from cleangpt.data.prepare import prepare_data
+from cleangpt.data.splits import IGNORED, cut_points
+from cleangpt.data.text import TextSplit, _write_column, summarize
+
+
+def prepare(path, *overrides):
+    return prepare_data(load_recipe(path, overrides))
+
+
+def test_a_text_is_cut_by_characters_and_comes_back(tiny_text, text_file):
+    data = prepare(tiny_text)
+    text = text_file.read_text()
+    cut = int(len(text) * 0.9)
+    assert data.tokenizer.decode(data.splits["train"].tokens) == text[:cut]
+    assert data.tokenizer.decode(data.splits["validation"].tokens) == text[cut:]
+    assert data.splits["train"].num_bytes == len(text[:cut].encode())
+
+
+def test_long_text_is_tokenized_as_if_in_one_piece(write_recipe, tmp_path):
+    text = "".join(f"{LINES[i % 4]} {i}\n" * (1 + i % 3) for i in range(6000))  # several pieces
+    (tmp_path / "long.txt").write_text(text)
+    recipe = write_recipe(
+        data={"path": "text", "data_files": str(tmp_path / "long.txt"), "block_size": 8},
+        tokenizer={"train": {"kind": "bpe", "vocab_size": 400}},
+        model={"model_type": "nanogpt"},
+        training={"max_steps": 1},
+    )
+    data = prepare(recipe)
+    whole = data.tokenizer(text[: int(len(text) * 0.9)], add_special_tokens=False)["input_ids"]
+    assert data.splits["train"].tokens.tolist() == whole
+
+
+@pytest.fixture
+def stories(write_recipe, stories_file):
+    return write_recipe(
+        data={"path": "json", "data_files": str(stories_file), "block_size": 16},
+        tokenizer={"train": {"kind": "bpe", "vocab_size": 300}},
+        model={"model_type": "nanogpt"},
+        training={"max_steps": 1},
+    )
+
+
+def test_documents_end_with_the_end_token(stories, stories_file):
+    data = prepare(stories)
+    texts = [json.loads(line)["text"] for line in stories_file.read_text().splitlines()]
+    assert data.tokenizer.decode(data.splits["train"].tokens) == "".join(f"{text}<|endoftext|>" for text in texts[:36])
+    assert summarize(data.folder)["train"]["documents"] == 36
+
+
+def test_a_mapping_of_files_gives_the_splits(stories, stories_file):
+    files = f"--data.data_files={{train: {stories_file}, validation: {stories_file}}}"
+    counts = summarize(prepare(stories, files).folder)
+    assert counts["train"] == counts["validation"]
+
+
+def test_ids_take_two_bytes_and_are_mapped_not_read(stories):
+    tokens = prepare(stories).splits["train"].tokens
+    assert tokens.dtype == np.uint16
+    assert not tokens.flags.owndata and not tokens.flags.writeable
+
+
+def split_of(tokens: list[int], starts: list[int], block_size: int, packing: str, folder) -> TextSplit:
+    """A split of given tokens, written as `build_text` writes it."""
+    _write_column(folder / "train.arrow", "input_ids", np.array(tokens, np.uint16))
+    _write_column(folder / "train.documents.arrow", "start", np.array(starts, np.int64))
+    (folder / "summary.json").write_text(json.dumps({"train": {"bytes": 1}}))
+    return TextSplit(folder, "train", block_size, packing)
+
+
+def test_windows_start_anywhere(tmp_path):
+    split = split_of(list(range(10)), [0], 4, "windows", tmp_path)
+    assert len(split) == 6
+    batch = split[np.array([0, 5])]
+    assert batch["input_ids"].tolist() == [[0, 1, 2, 3], [5, 6, 7, 8]]
+    assert batch["targets"].tolist() == [[1, 2, 3, 4], [6, 7, 8, 9]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(length=st.integers(2, 60), block_size=st.integers(1, 20))
+def test_in_blocks_every_token_but_the_first_is_a_target_once(tmp_path_factory, length, block_size):
+    split = split_of(list(range(length)), [0], block_size, "blocks", tmp_path_factory.mktemp("split"))
+    batch = split[np.arange(len(split))]
+    assert sorted(batch["targets"][batch["targets"] != IGNORED].tolist()) == list(range(1, length))
+    known = batch["targets"] != IGNORED
+    assert (batch["input_ids"][known] + 1 == batch["targets"][known]).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8), block_size=st.integers(1, 12))
+def test_packed_documents_restart_and_lose_no_target_but_seams(tmp_path_factory, lengths, block_size):
+    document = np.repeat(np.arange(len(lengths)), lengths)
+    if len(document) < 2:
+        return
+    starts = np.cumsum([0, *lengths[:-1]]).tolist()
+    tokens = list(range(len(document)))
+    split = split_of(tokens, starts, block_size, "documents", tmp_path_factory.mktemp("split"))
+    batch = split[np.arange(len(split))]
+    targets = batch["targets"][batch["targets"] != IGNORED]
+    assert sorted(targets.tolist()) == [t for t in tokens[1:] if document[t] == document[t - 1]]
+    for inputs, positions in zip(batch["input_ids"], batch["position_ids"], strict=True):
+        for place, (token, position) in enumerate(zip(inputs, positions, strict=True)):
+            if place and token == inputs[place - 1] + 1 and document[token] == document[token - 1]:
+                assert position == positions[place - 1] + 1
+            elif token != inputs[place - 1]:
+                assert position == 0
+
+
+@given(total=st.integers(0, 10**12), parts=st.lists(st.integers(1, 50), min_size=1, max_size=5))
+def test_cuts_are_in_order_without_gaps(total, parts):
+    fractions = {str(i): round(part / 300, 3) for i, part in enumerate(parts)}
+    bounds = list(cut_points(total, fractions).values())
+    assert bounds[0][0] == 0
+    assert all(one[1] == other[0] for one, other in zip(bounds, bounds[1:], strict=False))
+    assert bounds[-1][1] <= total
+
+
+def test_cuts_are_exact():
+    assert cut_points(10**6, {"train": 0.7, "validation": 0.15, "test": 0.15}) == {
+        "train": (0, 700_000), "validation": (700_000, 850_000), "test": (850_000, 1_000_000)
+    }  # fmt: skip
+
+
+def test_the_same_text_is_built_once_and_another_anew(tiny_text, tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("abcdefgh " * 100)
+    first = prepare(tiny_text, f"--data.data_files={file}").folder
+    assert prepare(tiny_text, f"--data.data_files={file}", "--data.num_proc=2").folder == first
+    file.write_text("hgfedcba " * 100)
+    assert prepare(tiny_text, f"--data.data_files={file}").folder != first
+
+
+def told(path, *overrides) -> dict[str, str]:
+    with pytest.raises(UserError) as error:
+        prepare(path, *overrides)
+    return dict(error.value.problems)
+
+
+def test_a_character_that_the_tokenizer_lacks_is_told(tiny_text, tmp_path):
+    (tmp_path / "odd.txt").write_text("plain text, " * 30 + "naïve")
+    assert "'ï'" in told(tiny_text, f"--data.data_files={tmp_path / 'odd.txt'}")["tokenizer"]
+
+
+def test_a_missing_column_is_told_with_those_there_are(stories):
+    assert "expected one of text, got 'story'" in told(stories, "--data.text_column=story")["data.text_column"]
+
+
+def test_a_text_shorter_than_a_sequence_is_told(tiny_text):
+    assert "got 100000" in told(tiny_text, "--data.block_size=100000", "--data.num_proc=null")["data.block_size"]
+
+
+def test_broken_json_is_told(stories, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    assert "data.data_files" in told(stories, f"--data.data_files={tmp_path / 'bad.jsonl'}")
+
+
+def test_a_table_without_text_is_told(stories, tmp_path):
+    (tmp_path / "empty.jsonl").write_text('{"text": ""}\n' * 20)
+    assert "no text" in told(stories, f"--data.data_files={tmp_path / 'empty.jsonl'}")["data.data_files"]

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from .errors import UserError
 
-FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
+FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclasses.dataclass
@@ -154,14 +154,13 @@ def save_checkpoint(
 ) -> None:
     """Writes `checkpoints/step-N`. All processes call it; `recipe` is its YAML."""
     weights = accelerator.get_state_dict(model)
-    state = get_optimizer_state_dict(model, _bare(optimizers), options=FULL_STATE)
+    optimizer_state = get_optimizer_state_dict(model, _bare(optimizers), options=FULL_STATE)["state"]
     scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
 
     def fill(folder: Path):
         accelerator.unwrap_model(model).save_pretrained(folder / "model", state_dict=weights)
         tokenizer.save_pretrained(folder / "model")
-        tensors = {name: value.contiguous() for name, value in state.items() if torch.is_tensor(value)}
-        save_file(tensors, folder / "optimizer.safetensors")
+        save_file(_flat(optimizer_state), folder / "optimizer.safetensors")
         (folder / "state.json").write_text(json.dumps({**dataclasses.asdict(progress), "scaler": scaler}, indent=1))
         (folder / "recipe.yaml").write_text(recipe)
 
@@ -182,15 +181,18 @@ def load_optimizers(accelerator: Accelerator, folder: Path, model, optimizers) -
     Raises:
         UserError: when it belongs to another model or optimizer.
     """
-    state = get_optimizer_state_dict(model, _bare(optimizers), options=FULL_STATE)
+    everything = get_optimizer_state_dict(model, _bare(optimizers), options=FULL_STATE)
     try:
         saved = load_file(folder / "optimizer.safetensors")
     except (OSError, SafetensorError) as error:
         raise UserError((str(folder), f"expected optimizer.safetensors: {error}")) from error
-    expected = {name: tuple(value.shape) for name, value in state.items() if torch.is_tensor(value)}
-    if expected != {name: tuple(value.shape) for name, value in saved.items()}:
+    expected = {name: value.shape for name, value in _flat(everything["state"]).items()}
+    if expected != {name: value.shape for name, value in saved.items()}:
         raise UserError((str(folder), "holds the optimizer state of another model or optimizer"))
-    set_optimizer_state_dict(model, _bare(optimizers), {**state, **saved}, options=FULL_STATE)
+    for weight, entries in everything["state"].items():
+        for entry in entries:
+            entries[entry] = saved[f"{weight}/{entry}"]
+    set_optimizer_state_dict(model, _bare(optimizers), everything, options=FULL_STATE)
     scaler = json.loads((folder / "state.json").read_text())["scaler"]
     if scaler is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(scaler)
@@ -209,6 +211,13 @@ def prune(run_folder: Path, section) -> None:
         trash = folder.with_name(f".{folder.name}.old")  # renamed first: a half-deleted checkpoint has no name
         os.rename(folder, trash)
         shutil.rmtree(trash)
+
+
+def _flat(state: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """`transformer.wte.weight/exp_avg` to tensor; rates and decays are not state, every step sets them."""
+    return {
+        f"{weight}/{entry}": value.contiguous() for weight, entries in state.items() for entry, value in entries.items()
+    }
 
 
 def _bare(optimizers) -> list[torch.optim.Optimizer]:

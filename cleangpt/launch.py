@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+from accelerate.state import AcceleratorState
 
 from .errors import UserError
 
@@ -31,6 +32,7 @@ def start_accelerator(trackers: list[str], folder: Path, mixed_precision: str, h
     if on_cpu:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    AcceleratorState._reset_state()  # one program may train several times, each in its own precision
     accelerator = Accelerator(
         cpu=on_cpu,  # without it, CPU processes train alone instead of joining one group
         mixed_precision=precision,

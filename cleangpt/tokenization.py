@@ -16,7 +16,7 @@ from .errors import UserError
 END, UNKNOWN = "<|endoftext|>", "<unk>"
 
 # Joins the messages of a chat with line breaks, so that `transformers chat` and `serve` can talk to a base model.
-CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% if not loop.last %}\n{% endif %}{% endfor %}"
+CHAT_TEMPLATE = "{{ messages | map(attribute='content') | join('\n') }}"
 
 
 def _wrap(backend: tokenizers.Tokenizer, **special_tokens: str) -> PreTrainedTokenizerFast:

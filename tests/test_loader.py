@@ -39,11 +39,21 @@ def samples(batch) -> list[int]:
 
 @settings(deadline=None)
 @given(
-    length=st.integers(1, 200), batch_size=st.integers(1, 12), growth=st.integers(0, 2), num_processes=st.integers(1, 4),
-    micro=st.integers(1, 5), seed=st.integers(0, 10),
-)  # fmt: skip
+    length=st.integers(1, 200),
+    batch_size=st.integers(1, 12),
+    growth=st.integers(0, 2),
+    num_processes=st.integers(1, 4),
+    micro=st.integers(1, 5),
+    seed=st.integers(0, 10),
+)
 def test_any_split_of_a_step_has_its_samples_in_order(length, batch_size, growth, num_processes, micro, seed):
-    options = {"length": length, "batch_size": batch_size * num_processes, "growth": growth, "seed": seed, "max_steps": 6}
+    options = {
+        "length": length,
+        "batch_size": batch_size * num_processes,
+        "growth": growth,
+        "seed": seed,
+        "max_steps": 6,
+    }
     for step in range(1, 7):
         whole = loader(**options).batch(step)
         parts = [
@@ -54,6 +64,7 @@ def test_any_split_of_a_step_has_its_samples_in_order(length, batch_size, growth
         assert {part.num_targets for part in parts} == {whole.num_targets}
 
 
+@settings(deadline=None)
 @given(length=st.integers(1, 60), batch_size=st.integers(1, 9), growth=st.integers(0, 2))
 def test_every_epoch_has_every_sample_once(length, batch_size, growth):
     steps = loader(length, batch_size, 30, growth=growth)

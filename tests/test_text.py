@@ -1,5 +1,6 @@
 """Text: cut exactly, tokenized as a whole would be, packed into rows in which every token is where it should be."""
 
+import itertools
 import json
 
 import numpy as np
@@ -121,7 +122,7 @@ def test_cuts_are_in_order_without_gaps(total, parts):
     fractions = {str(i): round(part / 300, 3) for i, part in enumerate(parts)}
     bounds = list(cut_points(total, fractions).values())
     assert bounds[0][0] == 0
-    assert all(one[1] == other[0] for one, other in zip(bounds, bounds[1:], strict=False))
+    assert all(one[1] == other[0] for one, other in itertools.pairwise(bounds))
     assert bounds[-1][1] <= total
 
 

@@ -42,10 +42,14 @@ def test_bpe_merges_what_is_frequent_and_keeps_to_its_size():
 def test_digits_are_their_own_ids():
     tokenizer = arithmetic_tokenizer()
     assert ids(tokenizer, "85+50=531") == [8, 5, 10, 5, 0, 12, 5, 3, 1]
-    assert tokenizer.decode([8, 5, 10, 5, 0, 12, 5, 3, 1, tokenizer.eos_token_id], skip_special_tokens=True) == "85+50=531"
+    assert (
+        tokenizer.decode([8, 5, 10, 5, 0, 12, 5, 3, 1, tokenizer.eos_token_id], skip_special_tokens=True) == "85+50=531"
+    )
 
 
-@pytest.mark.parametrize("tokenizer", [character_tokenizer(TEXT), arithmetic_tokenizer(), BPE], ids=["char", "math", "bpe"])
+@pytest.mark.parametrize(
+    "tokenizer", [character_tokenizer(TEXT), arithmetic_tokenizer(), BPE], ids=["char", "math", "bpe"]
+)
 def test_a_saved_tokenizer_loads_as_it_was(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)

@@ -58,6 +58,7 @@ class NanoGPTAttention(nn.Module):
 
         self.c_attn = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.bias)
         self.c_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+        self.c_proj.ends_branch = True
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -94,6 +95,7 @@ class NanoGPTMLP(nn.Module):
         super().__init__()
         self.c_fc = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
         self.c_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.bias)
+        self.c_proj.ends_branch = True
         self.act = ACT2FN[config.activation_function]
         self.dropout = nn.Dropout(config.dropout)
 
@@ -158,10 +160,10 @@ class NanoGPTPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, (NanoGPTAttention, NanoGPTMLP)):
+        if getattr(module, "ends_branch", False):
             # 2 branches a layer add up in the residual stream; this keeps its variance independent of depth (GPT-2).
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
-            init.normal_(module.c_proj.weight, mean=0.0, std=std)
+            init.normal_(module.weight, mean=0.0, std=std)
 
 
 class NanoGPTModel(NanoGPTPreTrainedModel):

@@ -116,6 +116,7 @@ class NanoLlamaAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size, bias=False)
+        self.o_proj.ends_branch = True
         self.q_norm = NanoLlamaRMSNorm(self.head_dim, config.rms_norm_eps) if config.use_qk_norm else nn.Identity()
         self.k_norm = NanoLlamaRMSNorm(self.head_dim, config.rms_norm_eps) if config.use_qk_norm else nn.Identity()
 
@@ -159,6 +160,7 @@ class NanoLlamaMLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.down_proj.ends_branch = True
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.down_proj(nn.functional.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
@@ -223,12 +225,10 @@ class NanoLlamaPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        # 2 branches a layer add up in the residual stream; this keeps its variance independent of depth (GPT-2).
-        std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
-        if isinstance(module, NanoLlamaAttention):
-            init.normal_(module.o_proj.weight, mean=0.0, std=std)
-        elif isinstance(module, NanoLlamaMLP):
-            init.normal_(module.down_proj.weight, mean=0.0, std=std)
+        if getattr(module, "ends_branch", False):
+            # 2 branches a layer add up in the residual stream; this keeps its variance independent of depth (GPT-2).
+            std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
+            init.normal_(module.weight, mean=0.0, std=std)
 
 
 class NanoLlamaModel(NanoLlamaPreTrainedModel):

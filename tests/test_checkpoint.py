@@ -1,0 +1,81 @@
+"""Checkpoints: whole or not there, checked before they are used, kept as asked."""
+
+import json
+
+import pytest
+from conftest import read_metrics
+
+from cleangpt import UserError, load_recipe, train
+from cleangpt.checkpoint import Progress, is_whole, list_checkpoints, newest_checkpoint, write_folder
+from cleangpt.recipe import EarlyStopping
+
+
+def test_a_folder_appears_only_when_it_is_whole(tmp_path):
+    def fail(folder):
+        (folder / "half").write_text("x")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        write_folder(tmp_path / "step-1", fail)
+    assert not (tmp_path / "step-1").exists()
+    write_folder(tmp_path / "step-1", lambda folder: (folder / "data").write_text("x"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1"]
+    assert is_whole(tmp_path / "step-1")
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "no manifest"])
+def test_damage_is_seen(tmp_path, damage):
+    folder = tmp_path / "step-1"
+    write_folder(folder, lambda folder: (folder / "data").write_bytes(bytes(range(100))))
+    content = bytearray((folder / "data").read_bytes())
+    content[50] ^= 1
+    if damage == "flip":
+        (folder / "data").write_bytes(content)
+    elif damage == "truncate":
+        (folder / "data").write_bytes(content[:99])
+    else:
+        (folder / ("data" if damage == "delete" else "manifest.json")).unlink()
+    assert not is_whole(folder)
+
+
+def test_the_newest_whole_checkpoint_is_taken(tiny_adder):
+    train(recipe := load_recipe(tiny_adder, ["--checkpoint.keep_last=9"]))
+    older, newest = list_checkpoints(recipe.folder)
+    assert newest_checkpoint(recipe.folder) == newest
+    (newest / "state.json").write_text("{}")
+    assert newest_checkpoint(recipe.folder) == older
+    (older / "optimizer.safetensors").unlink()
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        newest_checkpoint(recipe.folder)
+
+
+def test_a_checkpoint_holds_no_pickle(tiny_adder):
+    train(recipe := load_recipe(tiny_adder))
+    suffixes = {path.suffix for path in list_checkpoints(recipe.folder)[0].rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".safetensors", ".yaml", ".py", ".jinja"}
+
+
+def test_the_last_and_the_best_are_kept(tiny_adder):
+    options = ["--training.max_steps=12", "--checkpoint.keep_last=2", "--checkpoint.keep_best=1", "--optimizer.lr=0.5"]
+    train(recipe := load_recipe(tiny_adder, options))
+    losses = {m["step"]: m["eval/loss"] for m in read_metrics(recipe.folder) if "eval/loss" in m and m["step"]}
+    best = min(losses, key=losses.get)
+    kept = [int(folder.name.removeprefix("step-")) for folder in list_checkpoints(recipe.folder)]
+    assert kept == sorted({best, 10, 12})
+    assert json.loads((recipe.folder / "best" / "manifest.json").read_text())
+
+
+def test_progress_counts_evaluations_without_gain():
+    progress, section = Progress(), EarlyStopping(patience=2, min_delta=0.1)
+    outcomes = []
+    for step, loss in enumerate([2.0, 1.5, 1.45, 1.44, 1.0], 1):
+        progress.step, progress.metrics = step, {"eval/loss": loss}
+        outcomes.append((progress.update_best("eval/loss", section), progress.stopped_early))
+    assert outcomes == [(True, False), (True, False), (True, False), (True, True), (True, False)]
+
+
+def test_accuracy_counts_upwards():
+    progress = Progress()
+    for accuracy, better in ((0.5, True), (0.4, False), (0.6, True)):
+        progress.metrics = {"eval/accuracy": accuracy}
+        assert progress.update_best("eval/accuracy", EarlyStopping()) == better

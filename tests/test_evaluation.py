@@ -1,0 +1,77 @@
+"""Evaluation: the loss of a hand-written sum, the same for any batch size; accuracy is what generation gives."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.nn import functional as F
+
+from cleangpt import NanoGPTConfig, NanoGPTForCausalLM, load_recipe, train
+from cleangpt.data.prepare import prepare_data
+from cleangpt.evaluation import continue_texts, evaluate, solve
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+def model_for(data, **options) -> NanoGPTForCausalLM:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32}
+    config = NanoGPTConfig(vocab_size=len(data.tokenizer), initializer_range=0.3, pad_token_id=0, **shape, **options)
+    return NanoGPTForCausalLM(config).eval()
+
+
+def test_loss_is_the_mean_over_all_targets(tiny_text, accelerator):
+    data = prepare_data(load_recipe(tiny_text))
+    model, split = model_for(data), data.splits["validation"]
+    tokens = torch.from_numpy(split.tokens.astype(np.int64))
+    total = 0.0
+    for start in range(0, len(tokens) - 1, 16):
+        window = tokens[start : start + 17]
+        total += F.cross_entropy(model(window[None, :-1]).logits[0], window[1:], reduction="sum").item()
+    metrics = evaluate(accelerator, model, split, batch_size=3)
+    assert metrics["loss"] == pytest.approx(total / (len(tokens) - 1), rel=1e-6)
+    assert metrics["perplexity"] == pytest.approx(math.exp(metrics["loss"]))
+    text = data.tokenizer.decode(tokens)
+    assert metrics["bits_per_byte"] == pytest.approx(total / math.log(2) / len(text.encode()), rel=1e-6)
+
+
+def test_the_batch_size_changes_nothing(tiny_text, accelerator):
+    data = prepare_data(load_recipe(tiny_text))
+    model = model_for(data)
+    losses = [evaluate(accelerator, model, data.splits["validation"], size)["loss"] for size in (1, 2, 7, 1000)]
+    assert max(losses) - min(losses) < 1e-6
+
+
+def test_a_part_of_a_split_is_its_beginning(tiny_text, accelerator):
+    data = prepare_data(load_recipe(tiny_text))
+    model, split = model_for(data), data.splits["validation"]
+    part = evaluate(accelerator, model, split, 2, max_batches=2)
+    assert part == pytest.approx(evaluate(accelerator, model, split, 4, num_rows=4), rel=1e-6)
+    assert part["loss"] != evaluate(accelerator, model, split, 2)["loss"]
+
+
+def test_accuracy_is_the_fraction_of_problems_that_generation_solves(tiny_adder, accelerator):
+    final = train(recipe := load_recipe(tiny_adder, ["--training.max_steps=150", "--optimizer.lr=0.01"]))
+    model = NanoGPTForCausalLM.from_pretrained(final).eval()
+    data = prepare_data(recipe)
+    split = data.splits["train"]
+    solved = [answer == right for _, answer, right in solve(model, data.tokenizer, split, np.arange(len(split)))]
+    accuracy = evaluate(accelerator, model, split, 16)["accuracy"]
+    assert 0 < accuracy < 1
+    assert accuracy == pytest.approx(np.mean(solved))
+
+
+def test_samples_come_from_their_own_seed_and_disturb_no_other(tiny_text):
+    data = prepare_data(load_recipe(tiny_text))
+    model = model_for(data)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one, other = (continue_texts(model, data.tokenizer, ["The"], 1, 10, do_sample=True) for _ in range(2))
+    assert one == other and one[0].startswith("The")
+    assert torch.equal(torch.rand(1), expected)

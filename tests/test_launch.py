@@ -1,0 +1,57 @@
+"""Real processes: several train as one, or the launch is refused."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import read_metrics, run_command, run_python
+
+BIN = Path(sys.executable).parent
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["train/loss"] for line in read_metrics(folder) if "train/loss" in line]
+
+
+@pytest.fixture
+def one_process(tiny_text, tmp_path) -> Path:
+    done = run_python("train.py", tiny_text, "--run.name=one", "--training.batch_size=6")
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "outputs" / "one"
+
+
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
+def test_two_processes_train_as_one(launcher, tiny_text, one_process):
+    start = {
+        "accelerate": [BIN / "accelerate", "launch", "--config_file", "recipes/accelerate/cpu_2.yaml"],
+        "torchrun": [BIN / "torchrun", "--nproc_per_node=2"],
+    }[launcher]
+    options = ["--run.name=two", "--training.batch_size=6", "--training.micro_batch_size=2"]
+    done = run_command(*start, "train.py", tiny_text, *options)
+    assert done.returncode == 0, done.stderr
+    two = one_process.parent / "two"
+    assert losses(two) == pytest.approx(losses(one_process), abs=1e-4)
+    evaluations = [[line["eval/loss"] for line in read_metrics(f) if "eval/loss" in line] for f in (one_process, two)]
+    assert evaluations[0] == pytest.approx(evaluations[1], abs=1e-6 * 100)
+    assert len(read_metrics(two)) == len(read_metrics(one_process))
+
+
+def test_a_launcher_that_starts_one_process_for_two_is_refused(tiny_text, tmp_path):
+    done = run_command(BIN / "accelerate", "launch", "--cpu", "--num_processes=2", "train.py", tiny_text)
+    assert done.returncode != 0
+    assert "error: num_processes:" in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_batch_that_the_processes_do_not_divide_is_told_once(tiny_text, tmp_path):
+    done = run_command(BIN / "torchrun", "--nproc_per_node=2", "train.py", tiny_text, "--training.batch_size=5")
+    assert done.returncode != 0
+    assert done.stderr.count("error: training.batch_size: expected a multiple of the 2 processes, got 5") == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_one_process_exits_with_0_and_says_how_to_load(tiny_adder):
+    done = run_python("train.py", tiny_adder)
+    assert done.returncode == 0, done.stderr
+    assert "AutoModelForCausalLM.from_pretrained" in done.stdout
+    assert "accuracy" in done.stdout

@@ -1,0 +1,56 @@
+"""Optimizers: who decays, who goes to Muon, and that a step does what it says."""
+
+import pytest
+import torch
+
+from cleangpt import NanoGPTConfig, NanoGPTForCausalLM, NanoLlamaConfig, NanoLlamaForCausalLM
+from cleangpt.optim import apply_updates, build_optimizers, set_hyperparameters
+from cleangpt.recipe import Optimizer
+
+TINY = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+GPT = NanoGPTForCausalLM(NanoGPTConfig(**TINY, max_position_embeddings=8, tie_word_embeddings=False))
+LLAMA = NanoLlamaForCausalLM(NanoLlamaConfig(**TINY, use_qk_norm=True))
+
+
+@pytest.mark.parametrize("model", [GPT, LLAMA], ids=["nanogpt", "nanollama"])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_every_weight_has_one_optimizer(model, name):
+    optimizers = build_optimizers(Optimizer(name=name), model)
+    held = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(weight) for weight in model.parameters())
+
+
+def test_matrices_decay_and_vectors_do_not():
+    (optimizer,) = build_optimizers(Optimizer(weight_decay=0.1), GPT)
+    decay, rest = optimizer.param_groups
+    assert all(weight.ndim >= 2 for weight in decay["params"])
+    assert all(weight.ndim < 2 for weight in rest["params"])
+    assert (decay["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+
+
+def test_muon_takes_hidden_matrices_only():
+    muon, _ = build_optimizers(Optimizer(name="muon"), GPT)
+    held = {id(weight) for group in muon.param_groups for weight in group["params"]}
+    hidden = {id(weight) for name, weight in GPT.named_parameters() if ".h." in name and weight.ndim == 2}
+    assert held == hidden
+
+
+def test_rate_and_decay_of_a_step_are_set_where_they_apply():
+    optimizers = build_optimizers(Optimizer(name="muon"), GPT)
+    set_hyperparameters(optimizers, lr=0.5, weight_decay=0.25)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    assert {group["lr"] for group in groups} == {0.5}
+    assert [group["weight_decay"] for group in groups] == [0.25, 0.25, 0.0]
+
+
+def test_an_update_moves_weights_and_clears_gradients():
+    model = NanoGPTForCausalLM(GPT.config)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    optimizers = build_optimizers(Optimizer(name="muon", lr=0.1), model)
+    ids = torch.arange(16).view(2, 8)
+    model(ids, labels=ids).loss.backward()
+    apply_updates(optimizers)
+    for name, weight in model.named_parameters():
+        assert weight.grad is None
+        if "c_attn.bias" not in name:  # the keys' part of it has no influence on attention
+            assert not torch.equal(weight, before[name]), name

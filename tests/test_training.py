@@ -1,0 +1,249 @@
+"""The loop: exact accumulation, exact resume, every recipe runs, the result loads."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import ROOT, read_metrics
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+from cleangpt import UserError, load_recipe, train
+from cleangpt.checkpoint import list_checkpoints
+from cleangpt.outputs import find_start
+from cleangpt.run import build_run
+from cleangpt.training import accumulate, step_seed
+
+
+def losses(folder) -> list[float]:
+    return [line["train/loss"] for line in read_metrics(folder) if "train/loss" in line]
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def without_times(lines: list[dict]) -> list[dict]:
+    return [{k: v for k, v in line.items() if k not in ("elapsed_s", "tokens_per_second")} for line in lines]
+
+
+def assert_same_weights(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+TINY_MODEL = ["--model.hidden_size=16", "--model.num_hidden_layers=1", "--model.num_attention_heads=2"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_runs(path, tmp_path, text_file, stories_file):
+    options = [*TINY_MODEL, f"--run.output_dir={tmp_path}", "--training.max_steps=2", "--training.batch_size=4"]
+    options += ["--training.micro_batch_size=2", "--evaluation.num_problems=10", "--evaluation.max_batches=2"]
+    if "shakespeare" in path.stem:
+        options += [f"--data.data_files={text_file}", "--data.block_size=16"]
+    if "tinystory" in path.stem:
+        options += ["--data.path=json", f"--data.data_files={stories_file}", "--data.block_size=32"]
+        options += ["--tokenizer.train.vocab_size=300"]
+    if "multiplier" in path.stem or "adder" in path.stem:
+        options += ["--data.num_digits=1"]
+    recipe = load_recipe(path, options)
+    final = train(recipe)
+    assert json.loads((final / "config.json").read_text())["model_type"] == recipe.model["model_type"]
+    assert (final / "README.md").read_text().startswith("---")
+
+
+def test_any_causal_model_of_transformers_trains(tiny_adder):
+    options = ["--model.model_type=qwen3", "--model.intermediate_size=32", "--model.num_key_value_heads=1"]
+    final = train(load_recipe(tiny_adder, [*options, "--model.head_dim=8"]))
+    assert AutoModelForCausalLM.from_pretrained(final).config.model_type == "qwen3"
+
+
+def test_a_run_leaves_what_it_promises(tiny_text, tmp_path):
+    recipe = load_recipe(tiny_text, ["--run.name=mine"])
+    assert train(recipe) == tmp_path / "outputs" / "mine" / "final"
+    folder = recipe.folder
+    assert load_recipe(folder / "recipe.yaml") == recipe
+    assert [path.name for path in list_checkpoints(folder)] == ["step-00000006"]
+    for model in (folder / "best", folder / "final", folder / "checkpoints" / "step-00000006" / "model"):
+        AutoModelForCausalLM.from_pretrained(model)
+        AutoTokenizer.from_pretrained(model)
+    lines = read_metrics(folder)
+    assert [line["step"] for line in lines if "eval/loss" in line] == [0, 3, 6]
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert lines[-1]["tokens"] == 6 * 4 * 16
+    for key in ("lr", "weight_decay", "accumulation", "grad_norm", "tokens_per_second", "elapsed_s"):
+        assert key in lines[2]
+    for key in ("eval/perplexity", "eval/bits_per_byte", "data/coverage", "data/visits"):
+        assert key in lines[-1]
+
+
+def test_the_result_speaks_through_a_pipeline(tiny_text):
+    speak = pipeline("text-generation", str(train(load_recipe(tiny_text))))
+    text = speak("The ")[0]["generated_text"]
+    assert text.startswith("The ") and len(text) > 4
+
+
+def test_plain_transformers_calls_read_an_answer(tiny_adder):
+    final = train(load_recipe(tiny_adder, ["--training.max_steps=300", "--optimizer.lr=0.01"]))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(final), AutoTokenizer.from_pretrained(final)
+    text = tokenizer.decode(model.generate(**tokenizer("3+4=", return_tensors="pt"))[0])
+    assert text == "3+4=70"
+
+
+@pytest.mark.parametrize("packing", ["windows", "blocks", "documents"])
+def test_every_packing_trains(write_recipe, stories_file, packing):
+    recipe = write_recipe(
+        data={"path": "json", "data_files": str(stories_file), "block_size": 24, "packing": packing},
+        tokenizer={"train": {"kind": "bpe", "vocab_size": 300}},
+        model={"model_type": "nanollama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        training={"max_steps": 60, "batch_size": 8, "macro_batch": 60},
+        optimizer={"lr": 1e-2},
+    )
+    train(recipe := load_recipe(recipe))
+    evaluations = [line["eval/loss"] for line in read_metrics(recipe.folder) if "eval/loss" in line]
+    assert evaluations[-1] < evaluations[0] - 1
+
+
+@pytest.mark.parametrize("packing", ["windows", "documents"])
+def test_micro_steps_leave_the_gradient_as_it_is(tiny_text, stories_file, packing):
+    """Ragged numbers of targets included, in float64 to 1e-12."""
+    options = ["--data.path=json", f"--data.data_files={stories_file}", f"--data.packing={packing}"]
+    options += ["--tokenizer.train.kind=bpe", "--tokenizer.train.vocab_size=300"]
+    gradients = []
+    for size in (4, 3, 1):
+        recipe = load_recipe(
+            tiny_text, [*options, f"--training.micro_batch_size={size}", f"--run.name={packing}{size}"]
+        )
+        run = build_run(recipe, find_start(recipe))
+        run.model.double()
+        loss = accumulate(run.accelerator, run.model, run.loader.batch(1))
+        gradients.append((torch.cat([weight.grad.flatten() for weight in run.model.parameters()]), loss))
+    for gradient, loss in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0][0], rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(loss, gradients[0][1], rtol=1e-6, atol=0)
+
+
+def test_a_growing_batch_is_seen_in_the_tokens(tiny_text):
+    options = [
+        "--schedule.accumulation.style=linear",
+        "--schedule.accumulation.begin=1",
+        "--schedule.accumulation.end=3",
+    ]
+    train(recipe := load_recipe(tiny_text, options))
+    lines = [line for line in read_metrics(recipe.folder) if "train/loss" in line]
+    assert [line["accumulation"] for line in lines] == [1, 2, 2, 2, 3, 3]
+    assert lines[-1]["tokens"] == sum(line["accumulation"] for line in lines) * 4 * 16
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(tiny_text, optimizer):
+    """Stopped after its first boundary, dropout on."""
+    options = ["--model.dropout=0.2", f"--optimizer.name={optimizer}", "--checkpoint.keep_last=9"]
+    whole = load_recipe(tiny_text, [*options, "--run.name=whole"])
+    train(whole)
+    first = list_checkpoints(whole.folder)[0]
+    resumed = load_recipe(tiny_text, [*options, "--run.name=resumed", f"--training.resume={first}"])
+    train(resumed)
+    assert losses(resumed.folder) == losses(whole.folder)[3:]
+    assert_same_weights(weights(resumed.folder / "final"), weights(whole.folder / "final"))
+    ends = [list_checkpoints(folder)[-1] / "optimizer.safetensors" for folder in (whole.folder, resumed.folder)]
+    assert_same_weights(load_file(ends[0]), load_file(ends[1]))
+
+
+def test_metrics_after_the_checkpoint_are_written_anew(tiny_text):
+    train(recipe := load_recipe(tiny_text, ["--checkpoint.keep_last=9"]))
+    before = read_metrics(recipe.folder)
+    shutil.rmtree(recipe.folder / "final")
+    shutil.rmtree(list_checkpoints(recipe.folder)[-1])
+    train(load_recipe(tiny_text, ["--checkpoint.keep_last=9"]))
+    assert without_times(read_metrics(recipe.folder)) == without_times(before)
+    elapsed = [line["elapsed_s"] for line in read_metrics(recipe.folder)]
+    assert elapsed == sorted(elapsed)
+
+
+def test_a_finished_run_says_so(tiny_text, capsys):
+    first = train(load_recipe(tiny_text))
+    written = (first / "model.safetensors").stat().st_mtime_ns
+    assert train(load_recipe(tiny_text)) == first
+    assert "finished already" in capsys.readouterr().out
+    assert (first / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_another_recipe_in_the_same_folder_is_refused_by_key(tiny_text):
+    train(load_recipe(tiny_text))
+    with pytest.raises(UserError) as error:
+        train(load_recipe(tiny_text, ["--optimizer.lr=0.1", "--data.block_size=8", "--tracking.log_every=2"]))
+    assert {key for key, _ in error.value.problems} == {"optimizer.lr", "data.block_size"}
+
+
+def test_overwrite_starts_anew_but_only_in_a_folder_of_a_run(tiny_text, tmp_path):
+    train(load_recipe(tiny_text))
+    train(load_recipe(tiny_text, ["--run.overwrite=true", "--optimizer.lr=0.1"]))
+    other = tmp_path / "outputs" / "photos"
+    other.mkdir()
+    (other / "cat.png").write_text("x")
+    for overwrite in ("true", "false"):
+        with pytest.raises(UserError, match="holds other files"):
+            train(load_recipe(tiny_text, ["--run.name=photos", f"--run.overwrite={overwrite}"]))
+    assert (other / "cat.png").exists()
+
+
+def test_steps_may_be_added_where_no_schedule_depends_on_them(tiny_text):
+    flat = ["--schedule.lr.style=constant", "--schedule.lr.warmup_ratio=0"]
+    train(load_recipe(tiny_text, flat))
+    train(recipe := load_recipe(tiny_text, [*flat, "--training.max_steps=9"]))
+    assert [line["step"] for line in read_metrics(recipe.folder) if "train/loss" in line] == list(range(1, 10))
+    with pytest.raises(UserError, match=r"training\.max_steps"):
+        train(load_recipe(tiny_text, [*flat, "--training.max_steps=6"]))
+
+
+def test_early_stopping_ends_a_run_and_stays_ended(tiny_text):
+    options = ["--training.early_stopping.patience=1", "--training.early_stopping.min_delta=100"]
+    options += ["--training.macro_batch=1", "--training.max_steps=20"]
+    train(recipe := load_recipe(tiny_text, options))
+    assert read_metrics(recipe.folder)[-1]["step"] == 2
+    train(load_recipe(tiny_text, options))
+    assert read_metrics(recipe.folder)[-1]["step"] == 2
+
+
+def test_epochs_set_the_steps(tiny_text, text_file):
+    train(recipe := load_recipe(tiny_text, ["--training.max_steps=null", "--training.max_epochs=0.2"]))
+    line = read_metrics(recipe.folder)[-1]
+    assert line["tokens"] == line["step"] * 4 * 16
+    assert 0.2 <= line["tokens"] / (0.9 * len(text_file.read_text())) < 0.22
+
+
+def test_training_the_compiled_model_leaves_no_prefix(tiny_text):
+    train(recipe := load_recipe(tiny_text, ["--training.compile=true", "--training.max_steps=3"]))
+    train(plain := load_recipe(tiny_text, ["--run.name=plain", "--training.max_steps=3"]))
+    assert weights(recipe.folder / "final").keys() == weights(plain.folder / "final").keys()
+    assert losses(recipe.folder) == pytest.approx(losses(plain.folder), abs=1e-5)
+
+
+def test_starting_from_saved_weights(tiny_text):
+    final = train(load_recipe(tiny_text))
+    recipe = load_recipe(tiny_text, ["--run.name=tuned", f"--model.init_from={final}"])
+    train(recipe)
+    first, last = read_metrics(recipe.folder)[0], read_metrics(final.parent)[-1]
+    assert first["eval/loss"] == pytest.approx(last["eval/loss"], abs=1e-6)
+
+
+def test_every_step_and_process_has_its_own_seed():
+    assert len({step_seed(42, step, process) for step in range(100) for process in range(4)}) == 400
+
+
+def test_fp16_on_a_cpu_is_refused_before_anything_is_written(tiny_text, tmp_path):
+    if torch.accelerator.is_available():
+        pytest.skip("this machine has an accelerator")
+    with pytest.raises(UserError, match="fp16 needs an accelerator"):
+        train(load_recipe(tiny_text, ["--training.mixed_precision=fp16"]))
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_bf16_trains_close_to_float32(tiny_text):
+    train(half := load_recipe(tiny_text, ["--training.mixed_precision=bf16", "--run.name=half"]))
+    train(full := load_recipe(tiny_text, ["--training.mixed_precision=no", "--run.name=full"]))
+    assert losses(half.folder) == pytest.approx(losses(full.folder), abs=0.05)
+    assert losses(half.folder) != losses(full.folder)

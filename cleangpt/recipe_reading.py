@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import glob
+import importlib.util
 import json
 import textwrap
 import types
@@ -33,17 +34,24 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: with one problem for each mistake.
     """
-    overrides = list(overrides)
-    if wrong := [text for text in overrides if not text.startswith("--") or "=" not in text]:
-        raise UserError(*((text, "expected --section.key=value") for text in wrong))
+    layers, problems = _read_with_bases(Path(path), ()), []
+    for text in overrides:
+        if not text.startswith("--") or "=" not in text:
+            problems.append((text, "expected --section.key=value"))
+            continue
+        try:
+            layers.append(OmegaConf.from_dotlist([text[2:]]))
+        except (OmegaConfBaseException, YAMLError, ValueError) as error:
+            problems.append((text, f"expected a value as YAML writes it: {error}"))
+    if problems:
+        raise UserError(*problems)
     try:
-        layers = [*_read_with_bases(Path(path), ()), OmegaConf.from_dotlist([text[2:] for text in overrides])]
         model_type = OmegaConf.select(OmegaConf.merge(*layers), "model.model_type")
         for layer in layers:
             _use_standard_names(layer, model_type)
         merged = OmegaConf.merge(*layers)
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise UserError((" ".join(overrides) or str(path), f"cannot be read: {error}")) from error
+    except OmegaConfBaseException as error:
+        raise UserError((str(path), f"sections cannot be merged: {error}")) from error
     return parse_recipe(OmegaConf.to_container(merged), default_name=Path(path).stem)
 
 
@@ -65,7 +73,7 @@ def parse_recipe(values: dict, default_name: str) -> Recipe:
         problems.update(wrong)
     if not sections & {"data", "tokenizer"}:
         problems.update(_check_data(recipe))
-    if not sections & {"data", "training", "schedule", "checkpoint", "hub"}:
+    if not sections & {"data", "training", "schedule", "checkpoint", "tracking", "hub"}:
         problems.update(_check_training(recipe))
     if problems:
         raise UserError(*problems.items())
@@ -344,8 +352,9 @@ def _check_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
                 "schedule.accumulation.begin",
                 f"expected factors from 1, got begin {schedule.begin} and end {schedule.end}",
             )
-    if recipe.hub.repo_id is not None and not recipe.hub.push:
-        return
+    for package in recipe.tracking.trackers:
+        if importlib.util.find_spec(package) is None:
+            yield "tracking.trackers", f"{package} is not installed: pip install {package}"
     if recipe.hub.repo_id is not None:
         from huggingface_hub.utils import HFValidationError, validate_repo_id
 

@@ -27,7 +27,7 @@ class Tracker:
         if accelerator.is_main_process:
             _cut_after(self.file, step)
         if section.trackers:
-            accelerator.init_trackers(section.project, _flatten(config), _tracker_options(section, config))
+            accelerator.init_trackers(section.project, _flatten(config), _tracker_options(recipe))
         self.bar = tqdm(
             total=max_steps,
             initial=step,
@@ -129,5 +129,9 @@ def _flatten(config: dict, prefix: str = "") -> dict:
     return flat
 
 
-def _tracker_options(section, config: dict) -> dict:
-    return {name: {"name": config["run"]["name"]} for name in section.trackers if name in ("wandb", "trackio")}
+def _tracker_options(recipe) -> dict:
+    """The run's name for each tracker that takes one, and wandb's files in the run's folder."""
+    options = {name: {"name": recipe.run.name} for name in recipe.tracking.trackers if name in ("wandb", "trackio")}
+    if "wandb" in options:
+        options["wandb"]["dir"] = str(recipe.folder)
+    return options

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from .errors import UserError
 
-FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on the main process only
 
 
 @dataclasses.dataclass
@@ -154,7 +154,7 @@ def save_checkpoint(
 ) -> None:
     """Writes `checkpoints/step-N`. All processes call it; `recipe` is its YAML."""
     weights = accelerator.get_state_dict(model)
-    optimizer_state = get_optimizer_state_dict(model, _bare(optimizers), options=FULL_STATE)["state"]
+    optimizer_state = get_optimizer_state_dict(model, _bare(optimizers), options=FULL_STATE).get("state", {})
     scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
 
     def fill(folder: Path):
@@ -181,7 +181,7 @@ def load_optimizers(accelerator: Accelerator, folder: Path, model, optimizers) -
     Raises:
         UserError: when it belongs to another model or optimizer.
     """
-    everything = get_optimizer_state_dict(model, _bare(optimizers), options=FULL_STATE)
+    everything = get_optimizer_state_dict(model, _bare(optimizers))
     try:
         saved = load_file(folder / "optimizer.safetensors")
     except (OSError, SafetensorError) as error:
@@ -192,7 +192,7 @@ def load_optimizers(accelerator: Accelerator, folder: Path, model, optimizers) -
     for weight, entries in everything["state"].items():
         for entry in entries:
             entries[entry] = saved[f"{weight}/{entry}"]
-    set_optimizer_state_dict(model, _bare(optimizers), everything, options=FULL_STATE)
+    set_optimizer_state_dict(model, _bare(optimizers), everything, options=StateDictOptions(full_state_dict=True))
     scaler = json.loads((folder / "state.json").read_text())["scaler"]
     if scaler is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(scaler)

@@ -38,7 +38,7 @@ def start_accelerator(trackers: list[str], folder: Path, mixed_precision: str, h
         mixed_precision=precision,
         log_with=trackers or None,
         project_dir=folder,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     if accelerator.num_processes != num_processes:
         raise UserError(

@@ -154,9 +154,10 @@ def finish(run: Run) -> Path:
         figures = evaluate(run.accelerator, run.model, data.splits["test"], recipe.evaluation.batch_size)
         metrics |= {f"test/{name}": value for name, value in figures.items()}
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        say(f"{len(data.splits['test']):,} test sequences: {shown}")
+        say(f"test split, {len(data.splits['test']):,} sequences: {shown}")
     if recipe.data.path in ARITHMETIC:
-        say("held-out problems and the model's answers, last digit first:" if recipe.data.reverse_answer else "")
+        order = ", last digit first" if recipe.data.reverse_answer else ""
+        say(f"held-out problems with the model's answers{order}:")
         split = data.splits.get("test", data.splits["validation"])
         for question, answer, right in solve(
             run.accelerator.unwrap_model(run.model), data.tokenizer, split, np.arange(5)

@@ -55,3 +55,17 @@ def test_one_process_exits_with_0_and_says_how_to_load(tiny_adder):
     assert done.returncode == 0, done.stderr
     assert "AutoModelForCausalLM.from_pretrained" in done.stdout
     assert "accuracy" in done.stdout
+
+
+def test_a_run_started_with_two_processes_goes_on_with_one(tiny_text, tmp_path):
+    both = [BIN / "torchrun", "--nproc_per_node=2", "train.py", tiny_text, "--checkpoint.keep_last=9"]
+    assert run_command(*both, "--run.name=two").returncode == 0
+    checkpoint = tmp_path / "outputs" / "two" / "checkpoints" / "step-00000003"
+    done = run_python(
+        "train.py", tiny_text, "--checkpoint.keep_last=9", "--run.name=on", f"--training.resume={checkpoint}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "outputs" / "on") == pytest.approx(losses(tmp_path / "outputs" / "two")[3:], abs=1e-5)
+    back = run_command(*both, "--run.name=back", f"--training.resume={checkpoint}")
+    assert back.returncode == 0, back.stderr
+    assert losses(tmp_path / "outputs" / "back") == losses(tmp_path / "outputs" / "two")[3:]

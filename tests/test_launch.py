@@ -62,10 +62,10 @@ def test_a_run_started_with_two_processes_goes_on_with_one(tiny_text, tmp_path):
     assert run_command(*both, "--run.name=two").returncode == 0
     checkpoint = tmp_path / "outputs" / "two" / "checkpoints" / "step-00000003"
     done = run_python(
-        "train.py", tiny_text, "--checkpoint.keep_last=9", "--run.name=on", f"--training.resume={checkpoint}"
+        "train.py", tiny_text, "--checkpoint.keep_last=9", "--run.name=alone", f"--training.resume={checkpoint}"
     )
     assert done.returncode == 0, done.stderr
-    assert losses(tmp_path / "outputs" / "on") == pytest.approx(losses(tmp_path / "outputs" / "two")[3:], abs=1e-5)
+    assert losses(tmp_path / "outputs" / "alone") == pytest.approx(losses(tmp_path / "outputs" / "two")[3:], abs=1e-5)
     back = run_command(*both, "--run.name=back", f"--training.resume={checkpoint}")
     assert back.returncode == 0, back.stderr
     assert losses(tmp_path / "outputs" / "back") == losses(tmp_path / "outputs" / "two")[3:]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import nn
 from torch.nn import functional as F
 
@@ -43,7 +43,7 @@ def train(recipe: Recipe) -> Path:
         recipe.data.block_size = block_size_of(recipe.model, recipe.data.block_size)
     start = find_start(recipe)
     if start.finished:
-        print(f"{recipe.folder} is finished already, nothing to do")
+        PartialState(cpu=not torch.accelerator.is_available()).print(f"{recipe.folder} is finished already")
         return recipe.folder / "final"
     run = build_run(recipe, start)
     progress = run.progress

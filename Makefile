@@ -7,17 +7,25 @@ RECIPE ?= recipes/adder.yaml
 ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed
+TRANSFORMERS := transformers-$(shell sed -n 's/^transformers==//p' constraints.txt)
 
 .PHONY: train test soak quality style install
 
 train: $(INSTALLED)
 	$(BIN)/python train.py $(RECIPE) $(ARGS)
 
-test: $(INSTALLED)
+test: $(INSTALLED) .venv/$(TRANSFORMERS)
 	$(BIN)/python -m pytest -m "not soak"
 
-soak: $(INSTALLED)
+soak: $(INSTALLED) .venv/$(TRANSFORMERS)
 	$(BIN)/python -m pytest -m soak
+
+# transformers' own tests of a model come with its source, not with its wheel.
+.venv/$(TRANSFORMERS): $(INSTALLED)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest .venv \
+		$(subst transformers-,transformers==,$(TRANSFORMERS))
+	tar --extract --gzip --directory .venv --file .venv/$(TRANSFORMERS).tar.gz
+	@touch $@
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check .

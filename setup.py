@@ -33,7 +33,7 @@ setup(
         "tqdm>=4.67",
     ],
     extras_require={
-        "dev": ["pytest>=9", "hypothesis>=6", "ruff>=0.17"],
+        "dev": ["pytest>=9", "hypothesis>=6", "parameterized>=0.9", "ruff>=0.17"],
         "trackers": ["trackio", "tensorboard"],
     },
 )

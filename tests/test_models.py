@@ -222,8 +222,16 @@ def test_gradient_checkpointing_changes_no_gradient(make):
 
 
 def test_a_text_longer_than_the_positions_is_refused():
-    with pytest.raises(ValueError, match="at most max_position_embeddings 32 tokens, got 33"):
+    with pytest.raises(ValueError, match="position_ids: expected 0 to 31, got 0 to 32"):
         nanogpt()(random_ids(1, 33))
+    with pytest.raises(ValueError, match="position_ids: expected 0 to 31, got 32 to 32"):
+        nanogpt().generate(random_ids(1, 30), max_new_tokens=5, pad_token_id=0)
+
+
+@MODELS
+def test_ids_outside_the_vocabulary_are_refused(make):
+    with pytest.raises(ValueError, match="input_ids: expected 0 to 39, got 3 to 40"):
+        make()(torch.tensor([[3, 40]]))
 
 
 def test_the_two_model_files_stay_aligned():

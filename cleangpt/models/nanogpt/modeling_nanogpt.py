@@ -24,6 +24,14 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_nanogpt import NanoGPTConfig
 
 
+def check_range(name: str, ids: torch.Tensor, size: int) -> None:
+    """Names ids that an embedding of `size` rows lacks; not on a GPU, which would have to wait for the answer."""
+    if ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling():
+        smallest, largest = ids.aminmax()
+        if smallest < 0 or largest >= size:
+            raise ValueError(f"{name}: expected 0 to {size - 1}, got {smallest.item()} to {largest.item()}")
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -150,10 +158,7 @@ class NanoGPTPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["NanoGPTBlock"]
     _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": NanoGPTBlock, "attentions": NanoGPTAttention}
 
@@ -200,6 +205,7 @@ class NanoGPTModel(NanoGPTPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
+            check_range("input_ids", input_ids, self.wte.num_embeddings)
             inputs_embeds = self.wte(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -208,10 +214,7 @@ class NanoGPTModel(NanoGPTPreTrainedModel):
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(time, device=inputs_embeds.device) + past).unsqueeze(0)  # (1, time)
-        if time > self.config.max_position_embeddings:
-            raise ValueError(
-                f"expected at most max_position_embeddings {self.config.max_position_embeddings} tokens, got {time}"
-            )
+        check_range("position_ids", position_ids, self.config.max_position_embeddings)
         causal_mask = create_causal_mask(
             self.config, inputs_embeds, attention_mask, past_key_values=past_key_values, position_ids=position_ids
         )
@@ -277,17 +280,14 @@ class NanoGPTForCausalLM(NanoGPTPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        cache, hidden_states, attentions = outputs.past_key_values, outputs.hidden_states, outputs.attentions
+        return CausalLMOutputWithPast(loss, logits, cache, hidden_states, attentions)
 
 
 class NanoGPTForSequenceClassification(GenericForSequenceClassification, NanoGPTPreTrainedModel):
     """NanoGPT with a linear classifier on the last token."""
+
+    base_model_prefix = "transformer"  # the generic class names it otherwise
 
 
 __all__ = ["NanoGPTForCausalLM", "NanoGPTForSequenceClassification", "NanoGPTModel", "NanoGPTPreTrainedModel"]

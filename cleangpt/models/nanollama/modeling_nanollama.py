@@ -77,6 +77,14 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     return states * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+def check_range(name: str, ids: torch.Tensor, size: int) -> None:
+    """Names ids that an embedding of `size` rows lacks; not on a GPU, which would have to wait for the answer."""
+    if ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling():
+        smallest, largest = ids.aminmax()
+        if smallest < 0 or largest >= size:
+            raise ValueError(f"{name}: expected 0 to {size - 1}, got {smallest.item()} to {largest.item()}")
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -215,10 +223,7 @@ class NanoLlamaPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["NanoLlamaBlock"]
     _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": NanoLlamaBlock, "attentions": NanoLlamaAttention}
 
@@ -258,6 +263,7 @@ class NanoLlamaModel(NanoLlamaPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
+            check_range("input_ids", input_ids, self.embed_tokens.num_embeddings)
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -333,13 +339,8 @@ class NanoLlamaForCausalLM(NanoLlamaPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        cache, hidden_states, attentions = outputs.past_key_values, outputs.hidden_states, outputs.attentions
+        return CausalLMOutputWithPast(loss, logits, cache, hidden_states, attentions)
 
 
 class NanoLlamaForSequenceClassification(GenericForSequenceClassification, NanoLlamaPreTrainedModel):

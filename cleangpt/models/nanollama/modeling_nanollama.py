@@ -144,8 +144,7 @@ class NanoLlamaAttention(nn.Module):
         key = self.k_norm(self.k_proj(hidden_states).view(heads_shape)).transpose(1, 2)  # (batch, kv, time, head_dim)
         value = self.v_proj(hidden_states).view(heads_shape).transpose(1, 2)  # (batch, kv, time, head_dim)
 
-        cos, sin = position_embeddings
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (batch, kv, past + time, head_dim)
 

@@ -237,7 +237,8 @@ def _check_model(model: dict) -> tuple[dict, dict[str, str]]:
     for key, value in ours.items():
         if value is not None and not isinstance(value, str):
             return model, {f"model.{key}": f"expected text, got {value!r}"}
-    options = {key: value for key, value in model.items() if key not in ours and value is not None}
+    model = {key: value for key, value in model.items() if value is not None}
+    options = {key: value for key, value in model.items() if key not in ours}
     model_type = ours.get("model_type")
     if model_type is None and "init_from" in ours:
         return model, {}  # the configuration comes with the weights

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 from torch import nn
-from transformers import AutoConfig
 
 from . import schedules
 from .checkpoint import Progress, load_optimizers, load_progress
@@ -12,7 +11,7 @@ from .data.loader import Loader
 from .data.prepare import PreparedData, prepare_data
 from .errors import UserError
 from .launch import start_accelerator
-from .models.build import build_model, load_model
+from .models.build import build_model, load_config, load_model
 from .optim import build_optimizers
 from .outputs import Start, open_folder
 from .recipe import Recipe
@@ -41,7 +40,7 @@ def build_run(recipe: Recipe, start: Start) -> Run:
         recipe: with `data.block_size`; `training.mixed_precision` is resolved here. start: where the run starts.
     """
     training = recipe.training
-    width = recipe.model.get("hidden_size") or AutoConfig.for_model(recipe.model.get("model_type", "gpt2")).hidden_size
+    width = load_config(recipe.model).hidden_size
     accelerator = start_accelerator(recipe.tracking.trackers, recipe.folder, training.mixed_precision, width)
     training.mixed_precision = accelerator.mixed_precision
     if training.batch_size % accelerator.num_processes:

@@ -10,7 +10,7 @@ LAYERS = [
     {"recipe", "data.cache"},
     {"recipe_reading", "tokenization", "data.text", "data.arithmetic", "data.loader", "models.build"}
     | {"optim", "launch", "checkpoint", "tracking", "card", "hub"},
-    {"evaluation", "outputs", "data.prepare"},
+    {"evaluation", "outputs", "data.prepare", "models.convert"},
     {"run"},
     {"training"},
 ]

@@ -7,12 +7,13 @@ import pytest
 import torch
 from conftest import ROOT, read_metrics
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, pipeline
 
 from cleangpt import UserError, load_recipe, train
 from cleangpt.checkpoint import list_checkpoints
 from cleangpt.outputs import find_start
 from cleangpt.run import build_run
+from cleangpt.tokenization import bpe_tokenizer
 from cleangpt.training import accumulate, step_seed
 
 
@@ -46,11 +47,18 @@ def test_every_recipe_runs(path, tmp_path, text_file, stories_file):
     if "tinystory" in path.stem:
         options += ["--data.path=json", f"--data.data_files={stories_file}", "--data.block_size=32"]
         options += ["--tokenizer.train.vocab_size=300"]
+    if "finetune" in path.stem:
+        tiny = GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, n_positions=16)
+        GPT2LMHeadModel(tiny).save_pretrained(tmp_path / "gpt2")
+        bpe_tokenizer([text_file.read_text()], 300).save_pretrained(tmp_path / "gpt2")
+        options = [option for option in options if "--model" not in option]
+        options += [f"--data.data_files={text_file}", "--data.block_size=16"]
+        options += [f"--model.init_from={tmp_path / 'gpt2'}", f"--tokenizer.path={tmp_path / 'gpt2'}"]
     if "multiplier" in path.stem or "adder" in path.stem:
         options += ["--data.num_digits=1"]
     recipe = load_recipe(path, options)
     final = train(recipe)
-    assert json.loads((final / "config.json").read_text())["model_type"] == recipe.model["model_type"]
+    assert json.loads((final / "config.json").read_text())["model_type"] == recipe.model.get("model_type", "gpt2")
     assert (final / "README.md").read_text().startswith("---")
 
 

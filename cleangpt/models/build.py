@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from ..errors import UserError
@@ -21,10 +21,10 @@ def block_size_of(model: dict, block_size: int | None) -> int:
         UserError: when a sequence would be longer than the model's positions.
     """
     given = model.get("max_position_embeddings")
-    if given is None and "init_from" in model:
-        given = _load_config(model).max_position_embeddings
+    if given is None and (block_size is None or "init_from" in model):
+        given = load_config(model).max_position_embeddings
     if block_size is None:
-        return given or AutoConfig.for_model(model["model_type"]).max_position_embeddings
+        return given
     if given is not None and block_size > given:
         raise UserError(("data.block_size", f"expected at most max_position_embeddings {given}, got {block_size}"))
     return block_size
@@ -40,38 +40,24 @@ def build_model(model: dict, tokenizer, split, seed: int) -> PreTrainedModel:
     Raises:
         UserError: for weights that cannot be loaded, or a vocabulary smaller than the tokenizer's.
     """
-    options = {
-        key: value for key, value in model.items() if key not in ("model_type", "init_from", "attn_implementation")
-    }
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     attention = model.get("attn_implementation")
     torch.manual_seed(seed)
-    try:
-        if "init_from" in model:
-            config = _load_config(model, **special, **options)
-            network = AutoModelForCausalLM.from_pretrained(
-                model["init_from"], config=config, dtype=torch.float32, attn_implementation=attention
-            )
-        else:
-            options = {
-                "vocab_size": len(tokenizer),
-                "max_position_embeddings": split.sequence_length,
-                **special,
-                **options,
-            }
-            config = AutoConfig.for_model(model["model_type"], **options)
+    if "init_from" in model:
+        config = load_config(model, **special)
+        source = model["init_from"]
+        network = _from_pretrained(source, "model.init_from", config=config, attn_implementation=attention)
+    else:
+        sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": split.sequence_length}
+        config = load_config(model, **sizes, **special)
+        try:
             network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
-    except (ValueError, ImportError) as error:
-        raise UserError(("model", str(error))) from error
-    if config.vocab_size < len(tokenizer):
-        raise UserError(
-            ("model.vocab_size", f"expected at least the tokenizer's {len(tokenizer)} ids, got {config.vocab_size}")
-        )
-    if config.max_position_embeddings < split.sequence_length:
-        message = (
-            f"expected at least the {split.sequence_length} tokens of a sequence, got {config.max_position_embeddings}"
-        )
-        raise UserError(("model.max_position_embeddings", message))
+        except (ValueError, ImportError) as error:
+            raise UserError(("model", str(error))) from error
+    for name, least in (("vocab_size", len(tokenizer)), ("max_position_embeddings", split.sequence_length)):
+        if getattr(config, name) < least:
+            what = {"vocab_size": "the tokenizer's ids", "max_position_embeddings": "a sequence's tokens"}[name]
+            raise UserError((f"model.{name}", f"expected at least {least}, {what}, got {getattr(config, name)}"))
     # Left to itself, generate writes an arithmetic answer, or as much text as the model has positions.
     answer = getattr(split, "answer_width", None)
     length = {"max_new_tokens": answer} if answer else {"max_length": config.max_position_embeddings}
@@ -85,13 +71,37 @@ def load_model(folder: str | Path, attention: str | None = None, key: str = "mod
     Raises:
         UserError: under the name `key`, when there is no model to load.
     """
+    return _from_pretrained(folder, key, attn_implementation=attention)
+
+
+def _from_pretrained(source: str | Path, key: str, **options) -> PreTrainedModel:
+    """`from_pretrained` in float32 that refuses what it would only warn of: weights that are missing or do not fit."""
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+        network, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True, **options
+        )
     except Exception as error:  # the loader raises whatever a broken file makes it raise
-        raise UserError((key, f"expected a model's folder or Hub id, got {str(folder)!r}: {error}")) from error
+        message = f"expected a model's folder or Hub id, got {str(source)!r}: {type(error).__name__}: {error}"
+        raise UserError((key, message)) from error
+    if wrong := sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]):
+        raise UserError((key, f"the weights in {str(source)!r} are not those of its config: {', '.join(wrong[:5])}"))
+    return network
 
 
-def _load_config(model: dict, **options):
+def load_config(model: dict, **defaults) -> PreTrainedConfig:
+    """The configuration of a recipe's `model` section.
+
+    Args:
+        model: the section. defaults: keys that the section may override.
+
+    Raises:
+        UserError: when there is nothing at `init_from`, or a model of another type than the section names.
+    """
+    options = {
+        key: value for key, value in model.items() if key not in ("model_type", "init_from", "attn_implementation")
+    }
+    if "init_from" not in model:
+        return AutoConfig.for_model(model["model_type"], **options)
     try:
         config = AutoConfig.from_pretrained(model["init_from"], **options)
     except (OSError, ValueError) as error:

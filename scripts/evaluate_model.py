@@ -9,9 +9,10 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
 
 import cleangpt
-from cleangpt.data.prepare import prepare_data
+from cleangpt.data.prepare import PreparedData, prepare_data
 from cleangpt.evaluation import evaluate
 from cleangpt.launch import start_accelerator
 from cleangpt.models.build import block_size_of, load_model
@@ -44,10 +45,8 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, fl
     if recipe.data.path not in ARITHMETIC:
         recipe.data.block_size = block_size_of(recipe.model, recipe.data.block_size)
     data = prepare_data(recipe)
-    tokenizer = load_tokenizer(arguments.model, "model")
-    if tokenizer.get_vocab() != data.tokenizer.get_vocab():
-        raise cleangpt.UserError(("model", f"the tokenizer of {arguments.model} is not the one of {arguments.recipe}"))
     model = load_model(arguments.model, recipe.model.get("attn_implementation"))
+    check_tokenizer(arguments, model, data)
     accelerator = start_accelerator([], recipe.folder, "no", model.config.hidden_size)
     name = arguments.split or ("test" if "test" in data.splits else "validation")
     if name not in data.splits:
@@ -59,6 +58,17 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, fl
         recipe.evaluation.batch_size,
     )
     return {f"eval/{name}": value for name, value in figures.items()}
+
+
+def check_tokenizer(arguments: argparse.Namespace, model, data: PreparedData) -> None:
+    """Refuses a model that reads other ids; one without a tokenizer, as from nanoGPT, must know all ids of the data."""
+    if (Path(arguments.model) / "config.json").exists() and not (Path(arguments.model) / "tokenizer.json").exists():
+        largest = max(int(split.tokens.max()) for split in data.splits.values())
+        if largest >= model.config.vocab_size:
+            message = f"expected ids to {model.config.vocab_size - 1}, the recipe's data has {largest}"
+            raise cleangpt.UserError(("model", message))
+    elif load_tokenizer(arguments.model, "model").get_vocab() != data.tokenizer.get_vocab():
+        raise cleangpt.UserError(("model", f"the tokenizer of {arguments.model} is not the one of {arguments.recipe}"))
 
 
 if __name__ == "__main__":

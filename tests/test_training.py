@@ -75,8 +75,11 @@ def test_a_run_leaves_what_it_promises(tiny_text, tmp_path):
     assert load_recipe(folder / "recipe.yaml") == recipe
     assert [path.name for path in list_checkpoints(folder)] == ["step-00000006"]
     for model in (folder / "best", folder / "final", folder / "checkpoints" / "step-00000006" / "model"):
-        AutoModelForCausalLM.from_pretrained(model)
-        AutoTokenizer.from_pretrained(model)
+        config = AutoModelForCausalLM.from_pretrained(model).config
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        assert config.vocab_size == len(tokenizer)
+        assert config.eos_token_id == tokenizer.eos_token_id
+        assert config.max_position_embeddings == 16
     lines = read_metrics(folder)
     assert [line["step"] for line in lines if "eval/loss" in line] == [0, 3, 6]
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
@@ -94,7 +97,8 @@ def test_the_result_speaks_through_a_pipeline(tiny_text):
 
 
 def test_plain_transformers_calls_read_an_answer(tiny_adder):
-    final = train(load_recipe(tiny_adder, ["--training.max_steps=300", "--optimizer.lr=0.01"]))
+    learn = ["--training.max_steps=300", "--training.macro_batch=300", "--optimizer.lr=0.01"]
+    final = train(load_recipe(tiny_adder, [*learn, "--model.hidden_size=32", "--training.batch_size=32"]))
     model, tokenizer = AutoModelForCausalLM.from_pretrained(final), AutoTokenizer.from_pretrained(final)
     text = tokenizer.decode(model.generate(**tokenizer("3+4=", return_tensors="pt"))[0])
     assert text == "3+4=70"

@@ -97,9 +97,8 @@ def load_config(model: dict, **defaults) -> PreTrainedConfig:
     Raises:
         UserError: when there is nothing at `init_from`, or a model of another type than the section names.
     """
-    options = {
-        key: value for key, value in model.items() if key not in ("model_type", "init_from", "attn_implementation")
-    }
+    ours = ("model_type", "init_from", "attn_implementation")
+    options = {**defaults, **{key: value for key, value in model.items() if key not in ours}}
     if "init_from" not in model:
         return AutoConfig.for_model(model["model_type"], **options)
     try:

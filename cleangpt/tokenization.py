@@ -4,7 +4,7 @@ All share one special token, `<|endoftext|>`: it ends a document, starts one whe
 batch. Characters and arithmetic have `<unk>` besides, for what they do not know; byte-level BPE knows every byte.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -34,19 +34,34 @@ def _wrap(backend: tokenizers.Tokenizer, **special_tokens: str) -> PreTrainedTok
 
 def character_tokenizer(characters: Iterable[str]) -> PreTrainedTokenizerFast:
     """One id for each character, in code point order, the special tokens last."""
-    vocabulary = {character: index for index, character in enumerate(sorted(set(characters)))}
-    vocabulary |= {UNKNOWN: len(vocabulary), END: len(vocabulary) + 1}
-    backend = tokenizers.Tokenizer(models.BPE(vocabulary, [], unk_token=UNKNOWN))  # no merges: characters stay alone
-    backend.decoder = decoders.Fuse()
-    return _wrap(backend, unk_token=UNKNOWN)
+    return _characters(sorted(set(characters)))
 
 
 def arithmetic_tokenizer() -> PreTrainedTokenizerFast:
     """The ten digits, the operators and the equals sign of a problem such as `85+50=531`; digit d has the id d."""
-    vocabulary = {character: index for index, character in enumerate("0123456789+x=")}
-    vocabulary |= {UNKNOWN: len(vocabulary), END: len(vocabulary) + 1}
-    backend = tokenizers.Tokenizer(models.BPE(vocabulary, [], unk_token=UNKNOWN))
-    backend.decoder = decoders.Fuse()
+    return _characters("0123456789+x=")
+
+
+def _characters(characters: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One id for each character, in order.
+
+    To a client this is byte-level BPE as GPT-2 has it, which all of them know, with no other merges than those that
+    put the bytes of a character together. What stands between a byte and its character gets ids after the special
+    tokens, and is never seen.
+    """
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    written = [byte_level.pre_tokenize_str(character)[0][0] for character in characters]  # GPT-2's letters for bytes
+    vocabulary = {token: index for index, token in enumerate([*written, UNKNOWN, END])}
+    merges = []
+    for token in written:
+        for end in range(1, len(token)):
+            for part in (token[:end], token[end]):
+                vocabulary.setdefault(part, len(vocabulary))
+            if (token[:end], token[end]) not in merges:
+                merges.append((token[:end], token[end]))
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, unk_token=UNKNOWN))
+    backend.pre_tokenizer = byte_level
+    backend.decoder = decoders.ByteLevel()
     return _wrap(backend, unk_token=UNKNOWN)
 
 

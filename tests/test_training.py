@@ -193,6 +193,7 @@ def test_another_recipe_in_the_same_folder_is_refused_by_key(tiny_text):
 def test_overwrite_starts_anew_but_only_in_a_folder_of_a_run(tiny_text, tmp_path):
     train(load_recipe(tiny_text))
     train(load_recipe(tiny_text, ["--run.overwrite=true", "--optimizer.lr=0.1"]))
+    assert not load_recipe(tmp_path / "outputs" / "tiny" / "recipe.yaml").run.overwrite
     other = tmp_path / "outputs" / "photos"
     other.mkdir()
     (other / "cat.png").write_text("x")

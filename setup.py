@@ -31,6 +31,7 @@ setup(
         "omegaconf>=2.3,<3",
         "pyyaml>=6",
         "tqdm>=4.67",
+        "matplotlib>=3.9,<4",
     ],
     extras_require={
         "dev": ["pytest>=9", "hypothesis>=6", "parameterized>=0.9", "ruff>=0.17"],

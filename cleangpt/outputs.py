@@ -75,6 +75,9 @@ def refuse_changes(saved_file: Path, recipe) -> None:
         if key == "training.mixed_precision" and new == "auto":
             recipe.training.mixed_precision = old  # chosen once
             continue
+        if key == "data.fingerprint" and new is None:
+            recipe.data.fingerprint = old  # compared once the data is there
+            continue
         if key == "training.max_steps" and old and new and new > old:
             schedules = (recipe.schedule.lr, recipe.schedule.weight_decay, recipe.schedule.accumulation)
             if all(is_flat(schedule) for schedule in schedules):

@@ -89,6 +89,8 @@ class Data:
     sees another."""
     num_proc: Count | None = None
     """Processes that tokenize; null leaves it to the tokenizer's own threads."""
+    fingerprint: Text | None = None
+    """Hash of the built data, set in the recipe that a run writes: other text, tokenizer or cut is refused then."""
     num_digits: Annotated[int, Field(ge=1, le=9), "a whole number from 1 to 9"] = 3
     """Arithmetic: digits of each operand."""
     signs: bool = True

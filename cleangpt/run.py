@@ -48,6 +48,12 @@ def build_run(recipe: Recipe, start: Start) -> Run:
         raise UserError(("training.batch_size", message))
 
     data = prepare_data(recipe)
+    if recipe.data.fingerprint not in (None, data.fingerprint):
+        message = (
+            f"the text, its tokenizer or its cut changed: expected {recipe.data.fingerprint}, got {data.fingerprint}"
+        )
+        raise UserError(("data.fingerprint", message))
+    recipe.data.fingerprint = data.fingerprint
     split = data.splits["train"]
     max_steps = training.max_steps
     if max_steps is None:

@@ -7,11 +7,14 @@ batch. Characters and arithmetic have `<unk>` besides, for what they do not know
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
 from .errors import UserError
+
+VERSION = 2  # of what `train_tokenizer` makes from the same text; another version is another dataset in the cache
 
 END, UNKNOWN = "<|endoftext|>", "<unk>"
 
@@ -103,6 +106,8 @@ def load_tokenizer(path: str | Path, key: str = "tokenizer.path"):
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # the loader raises whatever a broken file makes it raise
         raise UserError((key, f"expected a tokenizer's folder or Hub id, got {str(path)!r}: {error}")) from error
+    for where in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(where, None)  # where it was found is no part of it, yet would be saved with it
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -70,14 +70,10 @@ class Tracker:
         if self.bar.disable:
             self.say(f"step {progress.step}/{self.max_steps}  " + "  ".join(f"{k} {v}" for k, v in shown.items()))
 
-    def log_evaluation(self, progress, metrics: dict[str, float], visits: float) -> None:
-        """Takes in an evaluation; the time since the last step does not count as training.
-
-        Args:
-            visits: how often a training sample was seen, on average.
-        """
+    def log_evaluation(self, progress, metrics: dict[str, float], coverage: dict[str, float]) -> None:
+        """Takes in an evaluation and the coverage of the data; the time since the last step is no training."""
         self.last_time = None
-        self.write(progress, {**metrics, "data/coverage": min(visits, 1.0), "data/visits": visits})
+        self.write(progress, {**metrics, **coverage})
         shown = "  ".join(
             f"{name.removeprefix('eval/')} {value:.4f}" for name, value in metrics.items() if "eval" in name
         )

@@ -135,7 +135,7 @@ def evaluate_validation(run: Run) -> dict[str, float]:
     split = run.data.splits["validation"]
     figures = evaluate(run.accelerator, run.model, split, section.batch_size, section.max_batches, num_rows)
     metrics = {f"eval/{name}": value for name, value in figures.items()}
-    run.tracker.log_evaluation(progress, metrics, run.loader.visits(progress.step))
+    run.tracker.log_evaluation(progress, metrics, run.loader.coverage(progress.step))
     if section.prompts:
         model = run.accelerator.unwrap_model(run.model)
         texts = continue_texts(

@@ -1,6 +1,7 @@
 """The order of samples: a pure function of seed and step, the same however a step is split."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,5 +80,15 @@ def test_targets_are_counted_over_all_processes():
     assert batch.num_targets == int((Numbers(100)[indices]["targets"] != IGNORED).sum())
 
 
-def test_visits():
-    assert loader(100, 10).visits(15) == 1.5
+@settings(deadline=None)
+@given(length=st.integers(1, 50), batch_size=st.integers(1, 9), step=st.integers(0, 30))
+def test_coverage_is_what_counting_gives(length, batch_size, step):
+    steps = loader(length, batch_size, 30)
+    drawn = [int(sample) for number in range(1, step + 1) for sample in steps.indices(number)]
+    counts = np.bincount(drawn, minlength=length)
+    assert steps.coverage(step) == {
+        "data/coverage": (counts > 0).mean(),
+        "data/visits": pytest.approx(counts.mean()),
+        "data/visits_min": counts.min(),
+        "data/visits_max": counts.max(),
+    }

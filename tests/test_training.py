@@ -190,6 +190,17 @@ def test_another_recipe_in_the_same_folder_is_refused_by_key(tiny_text):
     assert {key for key, _ in error.value.problems} == {"optimizer.lr", "data.block_size"}
 
 
+def test_other_text_under_the_same_name_is_refused(tiny_text, tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("abcdefgh " * 100)
+    mine = [f"--data.data_files={file}", "--run.name=mine"]
+    train(load_recipe(tiny_text, mine))
+    shutil.rmtree(tmp_path / "outputs" / "mine" / "final")
+    file.write_text("hgfedcba " * 100)
+    with pytest.raises(UserError, match=r"data\.fingerprint: the text, its tokenizer or its cut changed"):
+        train(load_recipe(tiny_text, mine))
+
+
 def test_overwrite_starts_anew_but_only_in_a_folder_of_a_run(tiny_text, tmp_path):
     train(load_recipe(tiny_text))
     train(load_recipe(tiny_text, ["--run.overwrite=true", "--optimizer.lr=0.1"]))

@@ -70,13 +70,16 @@ class Loader:
             num_targets = sum(int((row["targets"] != IGNORED).sum()) for row in ([everything] if everything else rows))
         return Batch([to_device(row, self.device) for row in rows], num_targets)
 
-    def visits(self, step: int) -> float:
-        """How often a sample was drawn in the first `step` steps, on average.
+    def coverage(self, step: int) -> dict[str, float]:
+        """How much of the split the first `step` steps have seen, at no cost: each epoch draws every sample once.
 
-        Every epoch draws each sample once, so min(1, visits) is the fraction of the split that was seen, and no sample
-        was seen more than once more often than any other.
+        Returns:
+            `data/coverage`, the fraction of samples seen; `data/visits`, `data/visits_min` and `data/visits_max`, how
+            often a sample was seen on average, at least and at most.
         """
-        return int(self.ends[step]) / len(self.split)
+        drawn, length = int(self.ends[step]), len(self.split)
+        visits = {"": drawn / length, "_min": drawn // length, "_max": -(-drawn // length)}
+        return {"data/coverage": min(1.0, drawn / length)} | {f"data/visits{k}": v for k, v in visits.items()}
 
 
 def to_device(batch: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..recipe import ARITHMETIC, Recipe
-from ..tokenization import arithmetic_tokenizer, load_tokenizer, train_tokenizer
+from ..tokenization import VERSION, arithmetic_tokenizer, load_tokenizer, train_tokenizer
 from .arithmetic import FRACTIONS, ArithmeticSplit
 from .cache import fingerprint
 from .text import TextSplit, build_text, summarize
@@ -22,9 +22,14 @@ class PreparedData:
     splits: dict
     """Split name to split, as `data/splits.py` describes; consecutive, non-overlapping sequences but for `train`."""
     folder: Path | None
-    """The cache folder; None for arithmetic, which is computed."""
+    """The cache folder, named by the data's fingerprint; None for arithmetic, which is computed."""
     example: str
     """A text to let a model continue: the recipe's first prompt, a held-out problem, the validation split's start."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Hash of text, tokenizer and cut; None for arithmetic."""
+        return self.folder.name if self.folder else None
 
 
 def prepare_data(recipe: Recipe) -> PreparedData:
@@ -50,7 +55,7 @@ def prepare_data(recipe: Recipe) -> PreparedData:
         )
         folder = build_text(data, lambda texts: tokenizer, identity)
     else:
-        identity = {"kind": section.train.kind, "vocab_size": section.train.vocab_size}
+        identity = {"version": VERSION, "kind": section.train.kind, "vocab_size": section.train.vocab_size}
         folder = build_text(data, lambda texts: train_tokenizer(section.train, texts), identity)
     splits = {
         name: TextSplit(folder, name, data.block_size, data.packing if name == "train" else "blocks")

@@ -276,6 +276,12 @@ class TextSplit:
         return {"input_ids": inputs, "targets": targets, "position_ids": places[:, :-1] - begin}
 
 
+def document_lengths(folder: Path, name: str) -> np.ndarray:
+    """Tokens of each document of a split, their ends included, int64 (documents,)."""
+    starts = _read_column(folder / f"{name}.documents.arrow", "start")
+    return np.diff(starts, append=summarize(folder)[name]["tokens"])
+
+
 def summarize(folder: Path) -> dict[str, dict[str, int]]:
     """Tokens, documents and bytes of each split in a folder that `build_text` made."""
     return json.loads((folder / "summary.json").read_text())

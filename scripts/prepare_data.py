@@ -1,0 +1,78 @@
+"""Builds a recipe's data and tokenizer without training, and says what there is.
+
+    python scripts/prepare_data.py recipes/tinystory.yaml [--section.key=value ...]
+
+Ends with a table and, in the cache folder, a histogram of the documents' lengths. Training finds what was built here.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+import cleangpt
+from cleangpt.data.prepare import PreparedData, prepare_data
+from cleangpt.data.text import document_lengths, summarize
+from cleangpt.models.build import block_size_of
+from cleangpt.recipe import ARITHMETIC
+from cleangpt.recipe_reading import load_recipe
+
+QUANTILES = {"min": 0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "max": 1}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("recipe", help="the recipe's file")
+    arguments, overrides = parser.parse_known_args()
+    started = time.perf_counter()
+    try:
+        recipe = load_recipe(arguments.recipe, overrides)
+        if recipe.data.path not in ARITHMETIC:
+            recipe.data.block_size = block_size_of(recipe.model, recipe.data.block_size)
+        data = prepare_data(recipe)
+    except cleangpt.UserError as error:
+        print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)
+        return 2
+    report(data, time.perf_counter() - started)
+    return 0
+
+
+def report(data: PreparedData, seconds: float) -> None:
+    """Prints what there is of each split."""
+    if data.folder is None:
+        for name, split in data.splits.items():
+            print(f"{name:12} {len(split):>15,} problems, computed when they are drawn")
+        return
+    print(f"{'split':12} {'documents':>12} {'tokens':>15} {'bytes of text':>15} {'bytes on disk':>15}")
+    for name, counts in summarize(data.folder).items():
+        disk = sum(file.stat().st_size for file in data.folder.glob(f"{name}.*"))
+        print(f"{name:12} {counts['documents']:12,} {counts['tokens']:15,} {counts['bytes']:15,} {disk:15,}")
+    lengths = document_lengths(data.folder, "train")
+    print(
+        "\ntokens per document of train: "
+        + "  ".join(f"{k} {np.quantile(lengths, q):,.0f}" for k, q in QUANTILES.items())
+    )
+    picture = data.folder / "documents.png"
+    draw(lengths, picture)
+    print(f"{seconds:.1f} s, vocabulary {len(data.tokenizer):,}, in {data.folder}, lengths drawn in {picture}")
+
+
+def draw(lengths: np.ndarray, path: Path) -> None:
+    """A histogram of document lengths in tokens, on a logarithmic axis."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
+    axes.hist(lengths, bins=np.geomspace(max(1, lengths.min()), lengths.max() + 1, 50))
+    axes.set(
+        xscale="log", xlabel="tokens per document", ylabel="documents", title=f"{len(lengths):,} documents of train"
+    )
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

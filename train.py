@@ -3,27 +3,19 @@
 `python train.py recipes/adder.yaml` is the same in one process; `python train.py --help` lists every key.
 """
 
-import os
 import sys
 
-from cleangpt import UserError
+from cleangpt.errors import exit_code
 
 
-def main(arguments: list[str]) -> int:
-    """Returns the exit code: 0 for a finished run, 2 for a mistake that the user can mend."""
+def main() -> None:
     from cleangpt.recipe_reading import parse_command
 
-    try:
-        recipe = parse_command(arguments)
-        from cleangpt import train
+    recipe = parse_command(sys.argv[1:])
+    from cleangpt.training import train  # after --help, which need not wait for it
 
-        train(recipe)
-    except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)
-        return 2
-    return 0
+    train(recipe)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_code(main))

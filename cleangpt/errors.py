@@ -1,4 +1,8 @@
-"""The one error that is the user's to mend."""
+"""The one error that is the user's to mend, and how a command tells it."""
+
+import os
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -12,3 +16,18 @@ class UserError(Exception):
     def __init__(self, *problems: tuple[str, str]):
         self.problems = list(problems)
         super().__init__("\n".join(f"{key}: {' '.join(message.split())}" for key, message in self.problems))
+
+
+def exit_code(command: Callable[[], object]) -> int:
+    """Runs a command; its `UserError` is told on stderr by the main process, one line a mistake.
+
+    Returns:
+        The process's exit code: 0, or 2 for a mistake.
+    """
+    try:
+        command()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)
+        return 2
+    return 0

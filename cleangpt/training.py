@@ -23,7 +23,7 @@ from .data.loader import Batch
 from .data.splits import IGNORED
 from .evaluation import continue_texts, evaluate, solve
 from .hub import push_folder
-from .models.build import block_size_of
+from .models.build import resolve_block_size
 from .optim import apply_updates, set_hyperparameters
 from .outputs import find_start
 from .recipe import ARITHMETIC, Recipe
@@ -39,8 +39,7 @@ def train(recipe: Recipe) -> Path:
     Raises:
         UserError: for what the user has to mend: data, checkpoint, output folder, number of processes.
     """
-    if recipe.data.path not in ARITHMETIC:
-        recipe.data.block_size = block_size_of(recipe.model, recipe.data.block_size)
+    resolve_block_size(recipe)
     start = find_start(recipe)
     if start.finished:
         PartialState(cpu=not torch.accelerator.is_available()).print(f"{recipe.folder} is finished already")

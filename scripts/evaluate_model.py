@@ -13,37 +13,29 @@ from pathlib import Path
 
 import cleangpt
 from cleangpt.data.prepare import PreparedData, prepare_data
+from cleangpt.errors import exit_code
 from cleangpt.evaluation import evaluate
 from cleangpt.launch import start_accelerator
-from cleangpt.models.build import block_size_of, load_model
-from cleangpt.recipe import ARITHMETIC
+from cleangpt.models.build import load_model
 from cleangpt.recipe_reading import load_recipe
 from cleangpt.tokenization import load_tokenizer
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("model", help="a saved folder, or a Hub id")
     parser.add_argument("--recipe", required=True, help="whose data to measure on, --section.key=value changes it")
     parser.add_argument("--split", help="validation or test [test where there is one, else validation]")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments, overrides = parser.parse_known_args()
-    try:
-        figures = measure(arguments, overrides)
-    except cleangpt.UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)
-        return 2
+    figures = measure(arguments, overrides)
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(figures) if arguments.json else "\n".join(f"{k:20} {v:.4f}" for k, v in figures.items()))
-    return 0
 
 
 def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, float]:
     """The figures under their names in files, `eval/loss` say."""
     recipe = load_recipe(arguments.recipe, overrides)
-    if recipe.data.path not in ARITHMETIC:
-        recipe.data.block_size = block_size_of(recipe.model, recipe.data.block_size)
     data = prepare_data(recipe)
     model = load_model(arguments.model, recipe.model.get("attn_implementation"))
     check_tokenizer(arguments, model, data)
@@ -72,4 +64,4 @@ def check_tokenizer(arguments: argparse.Namespace, model, data: PreparedData) ->
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -13,22 +13,19 @@ import sys
 from pathlib import Path
 
 import cleangpt
+from cleangpt.errors import exit_code
 from cleangpt.models.build import load_config
 from cleangpt.tokenization import END, load_tokenizer
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("exported", help="a folder that scripts/export.py wrote")
     parser.add_argument("out", type=Path, help="the .gguf file to write")
     parser.add_argument("--outtype", default="f32", help="type of the weights: f32, f16, bf16, q8_0 [f32]")
     arguments = parser.parse_args()
-    try:
-        check(arguments)
-    except cleangpt.UserError as error:
-        print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)
-        return 2
-    return convert(arguments)
+    check(arguments)
+    convert(arguments)
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -45,7 +42,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise cleangpt.UserError(("exported", "expected a byte-level tokenizer, as those trained here are"))
 
 
-def convert(arguments: argparse.Namespace) -> int:
+def convert(arguments: argparse.Namespace) -> None:
     """Runs the converter's own command."""
     import gguf
     from conversion.base import TextModel
@@ -70,8 +67,8 @@ def convert(arguments: argparse.Namespace) -> int:
         "--outtype",
         arguments.outtype,
     ]
-    return converter() or 0
+    converter()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -10,11 +10,12 @@ import torch
 from transformers import TextStreamer
 
 import cleangpt
+from cleangpt.errors import exit_code
 from cleangpt.models.build import load_model
 from cleangpt.tokenization import load_tokenizer
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", help="a saved folder, or a Hub id")
     parser.add_argument("--prompt", required=True, help="the text to continue")
@@ -24,12 +25,7 @@ def main() -> int:
     parser.add_argument("--num_samples", type=int, default=1, help="how many continuations [1]")
     parser.add_argument("--seed", type=int, default=42, help="the same seed writes the same text [42]")
     arguments = parser.parse_args()
-    try:
-        generate(arguments)
-    except cleangpt.UserError as error:
-        print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)
-        return 2
-    return 0
+    generate(arguments)
 
 
 def generate(arguments: argparse.Namespace) -> None:
@@ -63,4 +59,4 @@ def generate(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

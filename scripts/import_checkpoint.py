@@ -8,24 +8,19 @@ import argparse
 import sys
 from pathlib import Path
 
-import cleangpt
+from cleangpt.errors import exit_code
 from cleangpt.models.convert import import_folder
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("source", help="a saved folder, a Hub id, or nanoGPT's ckpt.pt")
     parser.add_argument("out", type=Path, help="the folder to write, new or empty")
     parser.add_argument("--tokenizer", help="the tokenizer to put beside it [the source's own, where it has one]")
     arguments = parser.parse_args()
-    try:
-        print(import_folder(arguments.source, arguments.out, arguments.tokenizer))
-    except cleangpt.UserError as error:
-        print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)
-        return 2
+    print(import_folder(arguments.source, arguments.out, arguments.tokenizer))
     print(f"written: {arguments.out}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

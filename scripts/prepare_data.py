@@ -13,31 +13,21 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-import cleangpt
 from cleangpt.data.prepare import PreparedData, prepare_data
 from cleangpt.data.text import document_lengths, summarize
-from cleangpt.models.build import block_size_of
-from cleangpt.recipe import ARITHMETIC
+from cleangpt.errors import exit_code
 from cleangpt.recipe_reading import load_recipe
 
 QUANTILES = {"min": 0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "max": 1}
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("recipe", help="the recipe's file")
     arguments, overrides = parser.parse_known_args()
     started = time.perf_counter()
-    try:
-        recipe = load_recipe(arguments.recipe, overrides)
-        if recipe.data.path not in ARITHMETIC:
-            recipe.data.block_size = block_size_of(recipe.model, recipe.data.block_size)
-        data = prepare_data(recipe)
-    except cleangpt.UserError as error:
-        print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)
-        return 2
+    data = prepare_data(load_recipe(arguments.recipe, overrides))
     report(data, time.perf_counter() - started)
-    return 0
 
 
 def report(data: PreparedData, seconds: float) -> None:
@@ -75,4 +65,4 @@ def draw(lengths: np.ndarray, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

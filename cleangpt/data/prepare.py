@@ -7,6 +7,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
+from ..models.build import resolve_block_size
 from ..recipe import ARITHMETIC, Recipe
 from ..tokenization import VERSION, arithmetic_tokenizer, load_tokenizer, train_tokenizer
 from .arithmetic import FRACTIONS, ArithmeticSplit
@@ -33,11 +34,12 @@ class PreparedData:
 
 
 def prepare_data(recipe: Recipe) -> PreparedData:
-    """Tokenizer and splits of a recipe, whose `data.block_size` is set (arithmetic has its own length).
+    """Tokenizer and splits of a recipe; `data.block_size` is set where it was left out.
 
     Raises:
         UserError: for data that cannot be read, or is shorter than one sequence.
     """
+    resolve_block_size(recipe)
     data = recipe.data
     if data.path in ARITHMETIC:
         tokenizer = arithmetic_tokenizer()

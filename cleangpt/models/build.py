@@ -7,27 +7,26 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.utils.logging import disable_progress_bar
 
 from ..errors import UserError
+from ..recipe import ARITHMETIC
 
 disable_progress_bar()  # of loading and saving, which take a moment
 
 
-def block_size_of(model: dict, block_size: int | None) -> int:
-    """Targets in a sequence of text: `data.block_size`, else the model's `max_position_embeddings`.
-
-    Args:
-        model: `recipe.model`. block_size: `recipe.data.block_size`.
+def resolve_block_size(recipe) -> None:
+    """Sets `data.block_size` of a recipe on text: as given, else the model's `max_position_embeddings`.
 
     Raises:
         UserError: when a sequence would be longer than the model's positions.
     """
+    model, block_size = recipe.model, recipe.data.block_size
+    if recipe.data.path in ARITHMETIC:
+        return  # one problem a sequence
     given = model.get("max_position_embeddings")
     if given is None and (block_size is None or "init_from" in model):
         given = load_config(model).max_position_embeddings
-    if block_size is None:
-        return given
-    if given is not None and block_size > given:
+    if block_size is not None and given is not None and block_size > given:
         raise UserError(("data.block_size", f"expected at most max_position_embeddings {given}, got {block_size}"))
-    return block_size
+    recipe.data.block_size = block_size or given
 
 
 def build_model(model: dict, tokenizer, split, seed: int) -> PreTrainedModel:

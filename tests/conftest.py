@@ -1,5 +1,6 @@
 """Tiny data, tiny recipes, real processes. Nothing here needs the network or a home folder."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -76,6 +77,12 @@ def tiny_adder(write_recipe) -> Path:
         training={"max_steps": 4, "batch_size": 8, "macro_batch": 2},
         tracking={"log_every": 1},
     )
+
+
+def needs(*packages: str):
+    """Leaves a test out, and says why, where a client of the `clients` extra is not installed."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    return pytest.mark.skipif(bool(missing), reason=f'{", ".join(missing)}: pip install -e ".[clients]"')
 
 
 def run_python(*arguments, **environment) -> subprocess.CompletedProcess:

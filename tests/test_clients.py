@@ -1,21 +1,15 @@
 """Real clients read exported folders and write the same greedy tokens; they come with `pip install -e ".[clients]"`."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_python
+from conftest import ROOT, needs, run_python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cleangpt import load_recipe, train
 from cleangpt.models.convert import export_folder
-
-
-def needs(*packages: str):
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    return pytest.mark.skipif(bool(missing), reason=f'{", ".join(missing)}: pip install -e ".[clients]"')
 
 
 @pytest.fixture(

@@ -1,9 +1,8 @@
 """transformers' Trainer, PEFT and TRL train our models unchanged."""
 
-import importlib.util
-
 import pytest
 import torch
+from conftest import needs
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments, default_data_collator
 
@@ -20,11 +19,6 @@ MODELS = pytest.mark.parametrize(
     [lambda: NanoGPTForCausalLM(NanoGPTConfig(**SHAPE)), lambda: NanoLlamaForCausalLM(NanoLlamaConfig(**SHAPE))],
     ids=["nanogpt", "nanollama"],
 )
-
-
-def needs(package: str):
-    missing = importlib.util.find_spec(package) is None
-    return pytest.mark.skipif(missing, reason=f'{package}: pip install -e ".[clients]"')
 
 
 def arguments(folder, **options) -> dict:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import settings
 
 # Before anything imports the libraries that read them.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="cleangpt-tests-")
@@ -17,6 +18,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 for _name in ("MASTER_ADDR", "WORLD_SIZE", "RANK", "LOCAL_RANK", "HF_DATASETS_CACHE", "HF_TOKEN"):
     os.environ.pop(_name, None)
+
+settings.register_profile("fixed", derandomize=True)
 
 ROOT = Path(__file__).parents[1]
 

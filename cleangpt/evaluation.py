@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
 
-from .data.loader import to_device
+from .data.loader import to_device, to_host
 from .data.splits import IGNORED
 
 
@@ -38,7 +38,8 @@ def evaluate(
     for first in range(0, len(starts), accelerator.num_processes):
         mine = first + accelerator.process_index
         start = starts[mine] if mine < len(starts) else 0
-        batch = to_device(split[np.arange(start, min(start + batch_size, rows))], accelerator.device)
+        batch = to_host(split[np.arange(start, min(start + batch_size, rows))], accelerator.device)
+        batch = to_device(batch, accelerator.device)
         targets = batch.pop("targets")
         logits = model(**batch, use_cache=False).logits  # (rows, time, vocab)
         losses = F.cross_entropy(

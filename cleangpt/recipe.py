@@ -143,6 +143,8 @@ class Training:
     """Compile the model: half a minute before the first step, faster steps after it."""
     max_grad_norm: Positive | None = 1.0
     """Gradients are scaled down to this norm; null leaves them alone."""
+    max_skipped: Natural = 3
+    """Updates in a row that may be left out, because loss or gradient are not finite, before the run stops."""
     early_stopping: EarlyStopping = Field(default_factory=EarlyStopping)
     """When to stop before `max_steps`."""
     resume: Text = "auto"
@@ -236,8 +238,10 @@ class Checkpoint:
     """Newest checkpoints kept."""
     keep_best: Natural = 0
     """Best checkpoints kept besides; the best model itself is always in `best/`."""
-    metric: Literal["eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/accuracy"] = "eval/loss"
-    """What is best: `eval/accuracy` counts upwards, the others downwards."""
+    metric: Literal[
+        "eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/accuracy", "train/loss", "grad_norm"
+    ] = "eval/loss"
+    """What is best, and what early stopping waits for: `eval/accuracy` counts upwards, the others downwards."""
 
 
 @section

@@ -7,10 +7,10 @@ PACKAGE = Path(__file__).parents[1] / "cleangpt"
 
 LAYERS = [
     {"errors", "schedules", "models.nanogpt", "models.nanollama", "data.permutation", "data.splits"},
-    {"recipe", "data.cache", "data.packing"},
+    {"recipe", "data.cache", "data.packing", "interruption", "monitoring", "files"},
     {"recipe_reading", "tokenization", "data.text", "data.arithmetic", "data.loader", "models.build"}
     | {"optim", "launch", "checkpoint", "tracking", "card", "hub"},
-    {"evaluation", "outputs", "data.prepare", "models.convert"},
+    {"evaluation", "outputs", "step", "data.prepare", "models.convert"},
     {"run"},
     {"training"},
 ]

@@ -5,6 +5,7 @@
 
 `train` lays the loop of `train.py` beside a bare PyTorch loop around the same model and batches. `data` lays building a
 dataset beside the bare tokenizer, and the loader beside one that slices a row at a time, as nanoGPT's does.
+`checkpoint` lays what a checkpoint costs training beside one plain save of the same tensors.
 """
 
 import argparse
@@ -14,9 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import data, train
+from benchmarks import checkpoint, data, train
 
-WHAT = {"train": train, "data": data}
+WHAT = {"train": train, "data": data, "checkpoint": checkpoint}
 
 
 def main() -> int:

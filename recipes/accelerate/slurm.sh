@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Several machines under SLURM: sbatch recipes/accelerate/slurm.sh recipes/tinystory.yaml [--section.key=value ...]
+# Ten minutes before its time is up the job gets SIGUSR1: the run saves and ends, and the job queues itself again.
+#SBATCH --job-name=cleangpt
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@600
+#SBATCH --requeue
+set -uo pipefail
+
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-0}
+
+# torchrun passes SIGTERM on to the processes that train; it does not pass SIGUSR1.
+stop() { touch "stopped-$SLURM_JOB_ID"; scancel --signal=TERM "$SLURM_JOB_ID"; }
+trap stop USR1
+
+srun .venv/bin/torchrun --nnodes="$SLURM_NNODES" --nproc_per_node=gpu --max_restarts=3 \
+    --rdzv_backend=c10d --rdzv_endpoint="$first:29500" --rdzv_id="$SLURM_JOB_ID" train.py "$@" &
+wait $!  # returns early when the signal comes
+wait
+
+if [[ -e "stopped-$SLURM_JOB_ID" ]]; then
+    rm "stopped-$SLURM_JOB_ID"
+    scontrol requeue "$SLURM_JOB_ID"
+fi

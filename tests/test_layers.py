@@ -13,6 +13,7 @@ LAYERS = [
     {"evaluation", "outputs", "data.prepare", "models.convert"},
     {"run"},
     {"training"},
+    {"plan"},
 ]
 
 

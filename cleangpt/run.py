@@ -10,6 +10,7 @@ from .checkpoint import Progress, load_optimizers, load_progress
 from .data.loader import Loader
 from .data.prepare import PreparedData, prepare_data
 from .errors import UserError
+from .hub import Publisher
 from .launch import start_accelerator
 from .models.build import build_model, load_config, load_model
 from .optim import build_optimizers
@@ -29,6 +30,7 @@ class Run:
     optimizers: list
     loader: Loader
     tracker: Tracker
+    publisher: Publisher
     progress: Progress
     max_steps: int
 
@@ -88,4 +90,5 @@ def build_run(recipe: Recipe, start: Start) -> Run:
         accelerator.device,
     )
     tracker = Tracker(accelerator, recipe, progress, max_steps)
-    return Run(recipe, accelerator, data, model.train(), optimizers, loader, tracker, progress, max_steps)
+    publisher = Publisher(recipe.hub, recipe.run.name, recipe.folder, accelerator.is_main_process)
+    return Run(recipe, accelerator, data, model.train(), optimizers, loader, tracker, publisher, progress, max_steps)

@@ -22,7 +22,6 @@ from .checkpoint import prune, save_checkpoint, save_model
 from .data.loader import Batch
 from .data.splits import IGNORED
 from .evaluation import continue_texts, evaluate, solve
-from .hub import push_folder
 from .models.build import resolve_block_size
 from .optim import apply_updates, set_hyperparameters
 from .outputs import find_start
@@ -122,9 +121,7 @@ def boundary(run: Run) -> None:
         if run.accelerator.is_main_process:
             prune(folder, recipe.checkpoint)
     if recipe.hub.push and (better if recipe.hub.every is None else macro_batch % recipe.hub.every == 0):
-        push_folder(
-            run.accelerator, folder / "best", recipe.hub, recipe.run.name, f"Best model of step {progress.step}"
-        )
+        run.publisher.push(folder / "best", f"Best model, pushed at step {progress.step}")
 
 
 def evaluate_validation(run: Run) -> dict[str, float]:
@@ -170,9 +167,10 @@ def finish(run: Run) -> Path:
         ):
             say(f"  {question}{answer}" + ("" if answer == right else f"   (right: {right})"))
     save(run, final, metrics)
-    if recipe.hub.push:
-        push_folder(run.accelerator, final, recipe.hub, recipe.run.name, "Final model")
+    run.publisher.push(final, f"Final model, step {run.progress.step}")
     say(f"The model is in {final}. To load it:")
     say(f'  import cleangpt; model = transformers.AutoModelForCausalLM.from_pretrained("{final}")')
+    for line in run.publisher.close():  # what is not on the Hub
+        say(line)
     run.tracker.close()
     return final

@@ -135,14 +135,15 @@ def newest_checkpoint(run_folder: Path) -> Path | None:
     return None
 
 
-def save_model(accelerator: Accelerator, model, tokenizer, folder: Path, card: str) -> None:
-    """Writes a `from_pretrained` folder with `card` as its README. All processes call it; the main one writes."""
+def save_model(accelerator: Accelerator, model, tokenizer, folder: Path, write_card: Callable) -> None:
+    """Writes a `from_pretrained` folder, into which `write_card` puts its README. All processes call it; the main one
+    writes."""
     weights = accelerator.get_state_dict(model)
 
     def fill(folder: Path):
         accelerator.unwrap_model(model).save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(card)
+        write_card(folder)
 
     if accelerator.is_main_process:
         write_folder(folder, fill)

@@ -116,7 +116,7 @@ class Publisher:
 
     def push(self, folder: Path, message: str) -> None:
         """Takes a snapshot of a saved model's folder and returns; an older one that still waits is dropped."""
-        if not self.active:
+        if not self.active or not folder.is_dir():  # no best model yet
             return
         self.count += 1
         snapshot = self.run_folder / f".push-{self.count}"

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import schedules
-from .card import model_card
+from .card import write_card
 from .checkpoint import prune, save_checkpoint, save_model
 from .data.loader import Batch
 from .data.splits import IGNORED
@@ -142,16 +142,22 @@ def evaluate_validation(run: Run) -> dict[str, float]:
     return metrics
 
 
-def save(run: Run, folder: Path, metrics: dict[str, float]) -> None:
-    """Writes a `from_pretrained` folder with its card."""
-    parameters = run.accelerator.unwrap_model(run.model).num_parameters()
-    card = model_card(run.recipe, str(folder), parameters, run.progress, metrics, run.data.example)
-    save_model(run.accelerator, run.model, run.data.tokenizer, folder, card)
+def save(run: Run, folder: Path, metrics: dict[str, float], samples: list[str] | None = None) -> None:
+    """Writes a `from_pretrained` folder with its card; `samples` of the final model make it the run's report."""
+    final = samples is not None
+    save_model(
+        run.accelerator,
+        run.model,
+        run.data.tokenizer,
+        folder,
+        lambda folder: write_card(folder, run, metrics, samples or [], final),
+    )
 
 
 def finish(run: Run) -> Path:
     """Writes `final`, shows what the model can do and how to load it."""
     recipe, data, say, final = run.recipe, run.data, run.tracker.say, run.recipe.folder / "final"
+    model = run.accelerator.unwrap_model(run.model)
     metrics = dict(run.progress.metrics)
     if "test" in data.splits:
         figures = evaluate(run.accelerator, run.model, data.splits["test"], recipe.evaluation.batch_size)
@@ -162,11 +168,18 @@ def finish(run: Run) -> Path:
         order = ", last digit first" if recipe.data.reverse_answer else ""
         say(f"held-out problems with the model's answers{order}:")
         split = data.splits.get("test", data.splits["validation"])
-        for question, answer, right in solve(
-            run.accelerator.unwrap_model(run.model), data.tokenizer, split, np.arange(5)
-        ):
-            say(f"  {question}{answer}" + ("" if answer == right else f"   (right: {right})"))
-    save(run, final, metrics)
+        solved = solve(model, data.tokenizer, split, np.arange(5))
+        samples = [
+            question + answer + ("" if answer == right else f"   (right: {right})")
+            for question, answer, right in solved
+        ]
+        for sample in samples:
+            say(f"  {sample}")
+        samples = ["\n".join(samples)]
+    else:
+        prompts = recipe.evaluation.prompts or [data.example]
+        samples = continue_texts(model, data.tokenizer, prompts, recipe.run.seed, 200, do_sample=True, top_k=50)
+    save(run, final, metrics, samples)
     run.publisher.push(final, f"Final model, step {run.progress.step}")
     say(f"The model is in {final}. To load it:")
     say(f'  import cleangpt; model = transformers.AutoModelForCausalLM.from_pretrained("{final}")')

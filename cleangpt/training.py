@@ -137,8 +137,7 @@ def evaluate_validation(run: Run) -> dict[str, float]:
         texts = continue_texts(
             model, run.data.tokenizer, section.prompts, recipe.run.seed, 100, do_sample=True, top_k=50
         )
-        for text in texts:
-            run.tracker.say(f"--- a sample\n{text}\n---")
+        run.tracker.log_samples(progress, texts)
     return metrics
 
 
@@ -180,6 +179,7 @@ def finish(run: Run) -> Path:
         prompts = recipe.evaluation.prompts or [data.example]
         samples = continue_texts(model, data.tokenizer, prompts, recipe.run.seed, 200, do_sample=True, top_k=50)
     save(run, final, metrics, samples)
+    run.tracker.log_picture(run.progress, "curves", final / "curves.png")
     run.publisher.push(final, f"Final model, step {run.progress.step}")
     say(f"The model is in {final}. To load it:")
     say(f'  import cleangpt; model = transformers.AutoModelForCausalLM.from_pretrained("{final}")')

@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from .errors import UserError
+from .errors import Stopped, UserError
 from .models.nanogpt.configuration_nanogpt import NanoGPTConfig
 from .models.nanogpt.modeling_nanogpt import NanoGPTForCausalLM, NanoGPTForSequenceClassification, NanoGPTModel
 from .models.nanollama.configuration_nanollama import NanoLlamaConfig
@@ -60,6 +60,7 @@ __all__ = [
     "NanoLlamaConfig",
     "NanoLlamaForCausalLM",
     "NanoLlamaModel",
+    "Stopped",
     "UserError",
     "load_recipe",
     "train",

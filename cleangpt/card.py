@@ -112,20 +112,21 @@ text = tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True)
 print(text[len({prompt}):]{order})  # the answer"""
 
 
-def write_card(folder: Path, run, metrics: dict[str, float], samples: list[str], final: bool) -> None:
+def write_card(folder: Path, run, samples: list[str] | None) -> None:
     """Writes README.md into a saved model's folder, and for the final one curves.png.
 
     Args:
-        folder: where to write. run: see `run.py`. metrics: the latest `eval/` values, and `test/` values where there
-            are any. samples: texts that the model wrote. final: whether the run is over.
+        folder: where to write. run: see `run.py`, its progress with the metrics to show.
+        samples: texts that the final model wrote; None while the run is not over.
     """
-    curves = final and draw_curves(run.recipe.folder / "metrics.jsonl", folder / "curves.png")
-    (folder / "README.md").write_text(model_card(run, metrics, samples, curves, final))
+    curves = samples is not None and draw_curves(run.recipe.folder / "metrics.jsonl", folder / "curves.png")
+    (folder / "README.md").write_text(model_card(run, samples, curves), encoding="utf-8")
 
 
-def model_card(run, metrics: dict[str, float], samples: list[str], curves: bool, final: bool) -> str:
+def model_card(run, samples: list[str] | None, curves: bool) -> str:
     """The card's text; `curves` says whether there is a picture, the rest is as in `write_card`."""
     recipe, data, progress = run.recipe, run.recipe.data, run.progress
+    metrics, final = progress.metrics, samples is not None
     network = run.accelerator.unwrap_model(run.model)
     kind = network.config.model_type
     arithmetic = data.path in ARITHMETIC
@@ -150,7 +151,7 @@ def model_card(run, metrics: dict[str, float], samples: list[str], curves: bool,
         load=load,
         results=f"| metric | value |\n|---|---|\n{rows}" if rows else "Nothing was measured.",
         curves="![Loss, learning rate and accuracy over the run](curves.png)" if curves else "",
-        samples=_samples(samples),
+        samples=_samples(samples or []),
         data=_data(run, name, final),
         facts="\n".join(f"| {key} | {value} |" for key, value in _facts(run).items()),
         command=_command(run.accelerator.num_processes),
@@ -302,13 +303,15 @@ def draw_curves(metrics: Path, path: Path) -> bool:
         ("learning rate", {"lr": "learning rate"}),
         ("accuracy", {"eval/accuracy": "validation"}),
     ]
-    panels = [(title, keys) for title, keys in panels if any(key in line for line in lines for key in keys)]
+    panels = [
+        (title, keys) for title, keys in panels if any(line.get(key) is not None for line in lines for key in keys)
+    ]
     if not panels:
         return False
     figure, row = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3), layout="constrained", squeeze=False)
     for axes, (title, keys) in zip(row[0], panels, strict=True):
         for key, label in keys.items():
-            points = [(line["step"], line[key]) for line in lines if key in line]
+            points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
             axes.plot(*zip(*points, strict=True), label=label, marker="." if key.startswith("eval/") else "")
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("step")

@@ -6,17 +6,16 @@
                               recipe.yaml              the recipe as resolved
                               manifest.json            size and SHA-256 of every other file
 
-A folder is written beside its place, flushed, and renamed when it is whole: it is there completely or not at all.
+`files.py` sees to it that such a folder is there completely or not at all.
 """
 
 import dataclasses
-import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import pydantic
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
@@ -28,6 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from .errors import UserError
+from .files import is_whole, remove_at_once, write_folder
 
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on the main process only
 
@@ -52,6 +52,12 @@ class Progress:
     """Evaluations since then: what early stopping counts."""
     stopped_early: bool = False
     """Whether early stopping ended the run."""
+    boundary: int = -1
+    """Step of the latest boundary that was gone through; a run stopped before its boundary makes up for it."""
+    skipped: int = 0
+    """Steps in a row whose update was left out, the latest of them `step`."""
+    logged: dict = dataclasses.field(default_factory=dict)
+    """The latest training metrics that were logged."""
 
     def update_best(self, metric: str, early_stopping) -> bool:
         """Takes in the latest evaluation and decides whether the run stops early.
@@ -62,7 +68,7 @@ class Progress:
         Returns:
             Whether this evaluation is the best so far.
         """
-        value = self.metrics[metric]
+        value = (self.logged | self.metrics)[metric]
         gain = float("inf") if self.best is None else (value - self.best) * (1 if metric == "eval/accuracy" else -1)
         self.evaluations_without_gain = 0 if gain > early_stopping.min_delta else self.evaluations_without_gain + 1
         patience = early_stopping.patience
@@ -72,50 +78,10 @@ class Progress:
         return gain > 0
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Replaces `folder` by what `fill` writes, with a manifest, whole or not at all."""
-    temporary, old = folder.with_name(f".{folder.name}.writing"), folder.with_name(f".{folder.name}.old")
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    fill(temporary)
-    files = sorted(path for path in temporary.rglob("*") if path.is_file())
-    manifest = {str(file.relative_to(temporary)): _digest(file) for file in files}
-    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    for path in (*files, temporary / "manifest.json", *{file.parent for file in files}):
-        _flush(path)
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(temporary, folder)
-    _flush(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _digest(file: Path) -> dict:
-    with open(file, "rb") as stream:
-        return {"size": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether every file of a checkpoint is what its manifest says."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        return all(_digest(folder / name) == entry for name, entry in manifest.items())
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
 def list_checkpoints(run_folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    return sorted((run_folder / "checkpoints").glob("step-[0-9]*"))
+    folders = (run_folder / "checkpoints").glob("step-" + 8 * "[0-9]" + "*")
+    return sorted(folder for folder in folders if folder.is_dir() and not folder.is_symlink())
 
 
 def newest_checkpoint(run_folder: Path) -> Path | None:
@@ -135,45 +101,99 @@ def newest_checkpoint(run_folder: Path) -> Path | None:
     return None
 
 
-def save_model(accelerator: Accelerator, model, tokenizer, folder: Path, write_card: Callable) -> None:
-    """Writes a `from_pretrained` folder, into which `write_card` puts its README. All processes call it; the main one
-    writes."""
+@dataclasses.dataclass
+class Snapshot:
+    """A copy of what changes from step to step, in the memory of the main process; empty on the others."""
+
+    weights: dict[str, torch.Tensor]
+    optimizers: dict[str, dict[str, torch.Tensor]]
+    """Weight's name -> entry (`exp_avg`, say) -> tensor."""
+    scaler: dict | None
+
+
+def take_snapshot(accelerator: Accelerator, model, optimizers) -> Snapshot:
+    """Copies weights and optimizer state; all processes call it. Training may go on as soon as it returns."""
     weights = accelerator.get_state_dict(model)
+    state = get_optimizer_state_dict(model, _bare(optimizers), options=FULL_STATE).get("state", {})
+    if not accelerator.is_main_process:
+        return Snapshot({}, {}, None)
+    copies = {}  # by place in memory: tied weights stay tied
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        place = (tensor.device, tensor.data_ptr(), tensor.shape)
+        if place not in copies:
+            copies[place] = tensor.detach().to("cpu", copy=True)
+        return copies[place]
+
+    weights = {name: copy(weight) for name, weight in weights.items()}
+    state = {weight: {entry: copy(value) for entry, value in entries.items()} for weight, entries in state.items()}
+    return Snapshot(weights, state, None if accelerator.scaler is None else accelerator.scaler.state_dict())
+
+
+class Saver:
+    """Writes snapshots in the background, in order, while training goes on; does nothing but on the main process.
+
+    There is one snapshot at a time: `wait` for the last one before the next is taken.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.pool = ThreadPoolExecutor(1, "saver") if accelerator.is_main_process else None
+        self.pending: list[Future] = []
+
+    def submit(self, write: Callable, *arguments) -> None:
+        """Calls `write(*arguments)` once all that was submitted before is written."""
+        if self.pool is not None:
+            self.pending.append(self.pool.submit(write, *arguments))
+
+    def wait(self) -> None:
+        """Until all is written.
+
+        Raises:
+            OSError: when something could not be.
+        """
+        while self.pending:
+            self.pending.pop(0).result()
+
+
+def write_model(folder: Path, model, snapshot: Snapshot, tokenizer, write_card: Callable[[Path], None]) -> None:
+    """Writes a `from_pretrained` folder, into which `write_card` puts its README."""
 
     def fill(folder: Path):
-        accelerator.unwrap_model(model).save_pretrained(folder, state_dict=weights)
+        model.save_pretrained(folder, state_dict=dict(snapshot.weights))
         tokenizer.save_pretrained(folder)
         write_card(folder)
 
-    if accelerator.is_main_process:
-        write_folder(folder, fill)
-    accelerator.wait_for_everyone()
+    write_folder(folder, fill)
 
 
-def save_checkpoint(
-    accelerator, run_folder: Path, model, optimizers, tokenizer, progress: Progress, recipe: str
+def write_checkpoint(
+    run_folder: Path, model, snapshot: Snapshot, tokenizer, progress: Progress, recipe: str, keep
 ) -> None:
-    """Writes `checkpoints/step-N`. All processes call it; `recipe` is its YAML."""
-    weights = accelerator.get_state_dict(model)
-    optimizer_state = get_optimizer_state_dict(model, _bare(optimizers), options=FULL_STATE).get("state", {})
-    scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+    """Writes `checkpoints/step-N`, then deletes those that `keep`, `recipe.checkpoint`, says nothing of."""
 
     def fill(folder: Path):
-        accelerator.unwrap_model(model).save_pretrained(folder / "model", state_dict=weights)
+        model.save_pretrained(folder / "model", state_dict=dict(snapshot.weights))
         tokenizer.save_pretrained(folder / "model")
-        save_file(_flat(optimizer_state), folder / "optimizer.safetensors")
-        (folder / "state.json").write_text(json.dumps({**dataclasses.asdict(progress), "scaler": scaler}, indent=1))
+        save_file(_flat(snapshot.optimizers), folder / "optimizer.safetensors")
+        state = {**dataclasses.asdict(progress), "scaler": snapshot.scaler}
+        (folder / "state.json").write_text(json.dumps(state, indent=1))
         (folder / "recipe.yaml").write_text(recipe)
 
-    if accelerator.is_main_process:
-        write_folder(run_folder / "checkpoints" / f"step-{progress.step:08d}", fill)
-    accelerator.wait_for_everyone()
+    write_folder(run_folder / "checkpoints" / f"step-{progress.step:08d}", fill)
+    prune(run_folder, keep)
 
 
 def load_progress(folder: Path) -> Progress:
-    """What a checkpoint says about its run."""
-    state = json.loads((folder / "state.json").read_text())
-    return Progress(**{field.name: state[field.name] for field in dataclasses.fields(Progress)})
+    """What a checkpoint says about its run.
+
+    Raises:
+        UserError: when it says something else.
+    """
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        return pydantic.TypeAdapter(Progress).validate_python({k: v for k, v in state.items() if k != "scaler"})
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError((str(folder / "state.json"), f"is no state of a run: {error}")) from error
 
 
 def load_optimizers(accelerator: Accelerator, folder: Path, model, optimizers) -> None:
@@ -203,15 +223,21 @@ def prune(run_folder: Path, section) -> None:
     """Deletes all checkpoints but the newest `keep_last` and the `keep_best` best of `recipe.checkpoint`."""
     keep_last, keep_best, metric = section.keep_last, section.keep_best, section.metric
     folders = list_checkpoints(run_folder)
-    value = {folder: load_progress(folder).metrics.get(metric) for folder in folders} if keep_best else {}
+    value = {folder: _value(folder, metric) for folder in folders} if keep_best else {}
     ranked = sorted(
         (folder for folder in value if value[folder] is not None),
         key=lambda folder: value[folder] * (-1 if metric == "eval/accuracy" else 1),
     )
     for folder in set(folders[:-keep_last]) - set(ranked[:keep_best]):
-        trash = folder.with_name(f".{folder.name}.old")  # renamed first: a half-deleted checkpoint has no name
-        os.rename(folder, trash)
-        shutil.rmtree(trash)
+        remove_at_once(folder)
+
+
+def _value(folder: Path, metric: str) -> float | None:
+    try:
+        progress = load_progress(folder)
+    except UserError:
+        return None  # damaged, so none of the best
+    return (progress.logged | progress.metrics).get(metric)
 
 
 def _flat(state: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

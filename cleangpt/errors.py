@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend, and how a command tells it."""
+"""The ways in which a command ends early, and how it tells them."""
 
 import os
 import sys
@@ -18,16 +18,29 @@ class UserError(Exception):
         super().__init__("\n".join(f"{key}: {' '.join(message.split())}" for key, message in self.problems))
 
 
+class Stopped(Exception):
+    """A run that ends before its last step, through no mistake of its user's; commands tell it and exit with its code.
+
+    Args:
+        code: 143 when a signal asked for it, 1 when training diverged. message: what happened, on one line.
+    """
+
+    def __init__(self, code: int, message: str):
+        self.code = code
+        super().__init__(message)
+
+
 def exit_code(command: Callable[[], object]) -> int:
-    """Runs a command; its `UserError` is told on stderr by the main process, one line a mistake.
+    """Runs a command; its `UserError` or `Stopped` is told on stderr by the main process, one line a mistake.
 
     Returns:
-        The process's exit code: 0, or 2 for a mistake.
+        The process's exit code: 0, 2 for a mistake, or the code that it stopped with.
     """
     try:
         command()
-    except UserError as error:
+    except (UserError, Stopped) as error:
+        prefix = "error" if isinstance(error, UserError) or error.code == 1 else "stopped"
         if os.environ.get("RANK", "0") == "0":
-            print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)
-        return 2
+            print("".join(f"{prefix}: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else error.code
     return 0

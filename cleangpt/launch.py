@@ -50,6 +50,14 @@ def start_accelerator(trackers: list[str], folder: Path, mixed_precision: str, h
     return accelerator
 
 
+def agree(accelerator: Accelerator, *wishes: bool) -> list[bool]:
+    """What any process wishes, the same on all of them."""
+    if accelerator.num_processes == 1:
+        return list(wishes)
+    counts = torch.tensor(wishes, dtype=torch.float32, device=accelerator.device)
+    return (accelerator.reduce(counts, "sum") > 0).tolist()
+
+
 def choose_precision(mixed_precision: str, on_cpu: bool, hidden_size: int) -> str:
     """The fixed table behind `auto`, so that a resumed run chooses the same:
 

@@ -1,13 +1,19 @@
 """The run's folder: whose it is, and from where a run in it goes on."""
 
-import shutil
+import contextlib
+import os
+import platform
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
 
-from .checkpoint import is_whole, newest_checkpoint
+from .checkpoint import newest_checkpoint
 from .errors import UserError
+from .files import is_whole, remove_at_once, write_file
 from .schedules import is_flat
 
 MAY_CHANGE = ("run.name", "run.output_dir", "run.overwrite", "training.resume", "training.micro_batch_size")
@@ -22,6 +28,41 @@ class Start:
     """The checkpoint to go on from; None for a new run."""
     finished: bool
     """Whether there is nothing left to do."""
+
+
+@contextlib.contextmanager
+def hold_folder(recipe) -> Iterator[None]:
+    """Keeps the run's folder from other runs on this machine; the main process does it for all.
+
+    The lock is the system's and ends with the process, however it ends.
+
+    Raises:
+        UserError: when another run has it, or its place cannot be written to.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    folder = recipe.folder
+    lock, owner = folder.with_name(f".{folder.name}.lock"), folder.with_name(f".{folder.name}.owner")
+    held = FileLock(lock, blocking=False)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+        owner.write_text(f"process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}")
+    except Timeout as error:
+        who = owner.read_text() if owner.is_file() else "another run"
+        message = f"{folder} is being trained by {who}; choose another run.name or stop it"
+        raise UserError(("run.name", message)) from error
+    except OSError as error:
+        raise UserError(("run.output_dir", f"{folder.parent} cannot be written to: {error.strerror}")) from error
+    try:
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)  # whoever waits for it sees that it is gone
+        held.release()
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()  # where it is empty: a run that was refused leaves nothing
 
 
 def find_start(recipe) -> Start:
@@ -40,23 +81,31 @@ def find_start(recipe) -> Start:
             raise UserError(("training.resume", f"expected auto, never or a whole checkpoint's folder, got {resume!r}"))
         refuse_changes(checkpoint / "recipe.yaml", recipe)
         return Start(checkpoint, False)
-    if not folder.exists() or not any(folder.iterdir()):
+    if not _holds_files(folder):
         return Start(None, False)
     _require_own(folder)
     refuse_changes(folder / "recipe.yaml", recipe)
     checkpoint = newest_checkpoint(folder)
     if resume == "never" and checkpoint is not None:
         raise UserError(("training.resume", f"never, but {folder} holds a run; set run.overwrite to delete it"))
-    saved = yaml.safe_load((folder / "recipe.yaml").read_text())
-    longer = saved["training"]["max_steps"] != recipe.training.max_steps
+    longer = _read_recipe(folder / "recipe.yaml").get("training.max_steps") != recipe.training.max_steps
     return Start(checkpoint, (folder / "final" / "config.json").exists() and not longer)
 
 
 def _require_own(folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "recipe.yaml").is_file():
-        raise UserError(("run.name", f"expected a folder of a run or none, but {folder} holds other files"))
     if folder.exists() and not folder.is_dir():
         raise UserError(("run.name", f"expected a folder of a run or none, but {folder} is a file"))
+    if _holds_files(folder) and not (folder / "recipe.yaml").is_file():
+        raise UserError(("run.name", f"expected a folder of a run or none, but {folder} holds other files"))
+    ours = [folder, *(folder / name for name in ("recipe.yaml", "metrics.jsonl", "checkpoints", "best", "final"))]
+    for path in ours:
+        if path.is_symlink():
+            raise UserError(("run.name", f"expected a folder of a run, but {path} is a link to {os.readlink(path)}"))
+
+
+def _holds_files(folder: Path) -> bool:
+    """Whether there is more in a folder than what a run that was killed at its very start leaves."""
+    return folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir()))
 
 
 def refuse_changes(saved_file: Path, recipe) -> None:
@@ -65,7 +114,7 @@ def refuse_changes(saved_file: Path, recipe) -> None:
     Raises:
         UserError: naming each key that differs.
     """
-    saved = _dotted(yaml.safe_load(saved_file.read_text()))
+    saved = _read_recipe(saved_file)
     given = _dotted(recipe.to_dict())
     problems = []
     for key in sorted(saved.keys() | given.keys()):
@@ -88,6 +137,14 @@ def refuse_changes(saved_file: Path, recipe) -> None:
         raise UserError(*problems)
 
 
+def _read_recipe(path: Path) -> dict:
+    """The dotted keys of a recipe that a run wrote, and their values."""
+    try:
+        return _dotted(yaml.safe_load(path.read_text()))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise UserError((str(path), f"is no recipe that a run wrote: {error}")) from error
+
+
 def open_folder(recipe) -> None:
     """Makes the run's folder and writes `recipe.yaml` into it. The main process calls it once all have a `Start`.
 
@@ -96,11 +153,11 @@ def open_folder(recipe) -> None:
     """
     try:
         if recipe.run.overwrite:
-            shutil.rmtree(recipe.folder, ignore_errors=True)
+            remove_at_once(recipe.folder)
         recipe.folder.mkdir(parents=True, exist_ok=True)
         # Training the written recipe again goes on with this run, rather than deleting it or starting where it did.
         run, training = replace(recipe.run, overwrite=False), replace(recipe.training, resume="auto")
-        (recipe.folder / "recipe.yaml").write_text(replace(recipe, run=run, training=training).to_yaml())
+        write_file(recipe.folder / "recipe.yaml", replace(recipe, run=run, training=training).to_yaml())
     except OSError as error:
         raise UserError(("run.output_dir", f"{recipe.folder} cannot be written to: {error.strerror}")) from error
 

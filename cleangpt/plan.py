@@ -1,11 +1,13 @@
 """What a recipe would cost, before it runs: parameters, tokens, FLOPs, memory, disk, time, and what looks wrong.
 
-    recipe ──> data ──> model without weights ──> two steps on tensors without content ──> memory, FLOPs
+    recipe ──> data ──> model without weights ──> two steps on tensors without content ──> memory
                                                   ten steps on this machine            ──> time
 
 A step on tensors that have a shape and no content allocates and computes nothing, yet every operation is seen.
 """
 
+import contextlib
+import io
 import math
 import tempfile
 import time
@@ -20,7 +22,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from . import schedules
@@ -29,18 +30,12 @@ from .data.splits import IGNORED
 from .evaluation import evaluate
 from .launch import choose_precision
 from .models.build import load_config
+from .monitoring import flops_per_token
 from .optim import apply_updates, build_optimizers
 from .outputs import Start
 from .recipe import ARITHMETIC, Recipe, Schedules
 from .run import build_run
-from .training import accumulate, update
-
-ATTENTION_FLOPS = {  # what torch counts on a GPU and forgets on a CPU
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop(q, k, v),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda grad, q, k, v, *_, **__: sdpa_backward_flop(grad, q, k, v)
-    ),
-}
+from .step import accumulate, update
 
 # On a CPU a step takes more than its tensors: the allocator leaves holes among them, and bf16 products have copies of
 # their own. Measured with glibc at six shapes: 1.3 to 1.46 times, in bf16 1.45 to 1.8.
@@ -78,7 +73,7 @@ class Plan:
     micro_batch: int
     """Sequences in one forward pass of one process."""
     flops: float
-    """Of the matrix products in all training steps, attention counted without its mask."""
+    """Of all training steps, see `flops_per_token`."""
     ddp: Memory
     """With a copy of the model in each process."""
     fsdp: Memory
@@ -107,7 +102,7 @@ def make_plan(recipe: Recipe, num_processes: int = 1) -> Plan:
     sequences, targets_per_row = int(batches.sum()), split.targets_per_row or (sample != IGNORED).sum(1).mean()
 
     micro_steps = math.ceil(share / micro_batch)
-    model, ddp, fsdp, evaluation_peak, flops = one_step(recipe, data, micro_batch, micro_steps, num_processes)
+    model, ddp, fsdp, evaluation_peak = one_step(recipe, data, micro_batch, micro_steps, num_processes)
     parameters, epochs = model.num_parameters(), sequences / split.num_sequences
     weights, keep = 4 * parameters, recipe.checkpoint.keep_last + recipe.checkpoint.keep_best
     return Plan(
@@ -118,7 +113,7 @@ def make_plan(recipe: Recipe, num_processes: int = 1) -> Plan:
         epochs=epochs,
         batches=(int(batches[0]), int(batches[-1])),
         micro_batch=micro_batch,
-        flops=flops / micro_batch * sequences,
+        flops=float(flops_per_token(model)) * sequences * split.sequence_length,
         ddp=ddp,
         fsdp=fsdp,
         evaluation_peak=evaluation_peak,
@@ -175,8 +170,8 @@ class Allocations(TorchDispatchMode):
 
 def one_step(
     recipe: Recipe, data: PreparedData, micro_batch: int, micro_steps: int, num_processes: int
-) -> tuple[PreTrainedModel, Memory, Memory, int, int]:
-    """The model, memory under DDP and under FSDP, bytes at most in an evaluation, and FLOPs of one micro-step.
+) -> tuple[PreTrainedModel, Memory, Memory, int]:
+    """The model, memory under DDP and under FSDP, and bytes at most in an evaluation.
 
     All from steps on tensors without content.
 
@@ -191,10 +186,9 @@ def one_step(
             allocations.peak = 0
             for _ in range(min(micro_steps, 2)):  # the second one finds gradients in place
                 before = allocations.now
-                with FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter:
-                    loss = forward(recipe, model, micro_batch, length, "sum")
-                    activations = allocations.now - before
-                    loss.backward()
+                loss = forward(recipe, model, micro_batch, length, "sum")
+                activations = allocations.now - before
+                loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.training.max_grad_norm or float("inf"))
             apply_updates(optimizers)
         peak, resting = allocations.peak, allocations.now
@@ -223,7 +217,7 @@ def one_step(
         activations + gathered,
         peak - kept + kept // num_processes + gathered,
     )
-    return model, ddp, fsdp, evaluation_peak, counter.get_total_flops()
+    return model, ddp, fsdp, evaluation_peak
 
 
 def forward(recipe: Recipe, model: PreTrainedModel, rows: int, length: int, reduction: str) -> torch.Tensor:
@@ -300,12 +294,14 @@ def measure_time(recipe: Recipe, plan: Plan, steps: int = 10, limit_s: float = 6
             training=replace(recipe.training, max_steps=steps, max_epochs=None, batch_size=rows, micro_batch_size=None),
             schedule=Schedules(),
         )
-        run = build_run(trial, Start(None, False))
+        with contextlib.redirect_stdout(io.StringIO()):  # what a run says of itself
+            run = build_run(trial, Start(None, False))
         step_s = []
         for step in range(1, steps + 1):
             started = time.perf_counter()
-            accumulate(run.accelerator, run.model, run.loader.batch(step)).item()
-            update(run, schedules.at(trial.schedule, trial.optimizer, step, steps))
+            values = schedules.at(trial.schedule, trial.optimizer, step, steps)
+            loss = accumulate(run.accelerator, run.model, run.loader.batch(step))
+            update(run.accelerator, run.model, run.optimizers, values, trial.training.max_grad_norm, loss, False)
             step_s.append(time.perf_counter() - started)
             if len(step_s) > 1 and sum(step_s) > limit_s:
                 break

@@ -1,5 +1,6 @@
 """The recipe: every knob of an experiment on one page. `recipe_reading.py` reads it from YAML and the command line."""
 
+import string
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -82,6 +83,8 @@ class Data:
     not cut."""
     text_column: Text = "text"
     """Column that holds the text."""
+    template: Text | None = None
+    """Text of a row from several columns, in place of `text_column`: `{question} {answer}`, say."""
     block_size: Count | None = None
     """Targets a sequence, in tokens; `model.max_position_embeddings` when left out. Arithmetic has its own length."""
     packing: Literal["windows", "blocks", "documents"] = "windows"
@@ -91,14 +94,23 @@ class Data:
     """Processes that tokenize; null leaves it to the tokenizer's own threads."""
     fingerprint: Text | None = None
     """Hash of the built data, set in the recipe that a run writes: other text, tokenizer or cut is refused then."""
-    num_digits: Annotated[int, Field(ge=1, le=9), "a whole number from 1 to 9"] = 3
-    """Arithmetic: digits of each operand."""
+    num_digits: Count = 3
+    """Arithmetic: digits of each operand, at most; every pair of numbers is equally likely."""
+    min_digits: Count | None = None
+    """Arithmetic: operands of `min_digits` to `num_digits` digits, every pair of lengths equally often in training."""
     signs: bool = True
     """Arithmetic: write the operator and the equals sign, `85+50=531` rather than `8550531`."""
     reverse_answer: bool = True
     """Arithmetic: write the answer's last digit first, the order in which carries are known."""
     zero_pad: bool = True
     """Arithmetic: pad operands and answer with zeros to a fixed width."""
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that hold the text."""
+        if self.template is None:
+            return [self.text_column]
+        return [name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None]
 
 
 @section
@@ -131,6 +143,8 @@ class Training:
     """Compile the model: half a minute before the first step, faster steps after it."""
     max_grad_norm: Positive | None = 1.0
     """Gradients are scaled down to this norm; null leaves them alone."""
+    max_skipped: Natural = 3
+    """Updates in a row that may be left out, because loss or gradient are not finite, before the run stops."""
     early_stopping: EarlyStopping = Field(default_factory=EarlyStopping)
     """When to stop before `max_steps`."""
     resume: Text = "auto"
@@ -210,7 +224,8 @@ class Evaluation:
     prompts: list[Text] = Field(default_factory=list)
     """Texts to continue at each evaluation, always with the same seed."""
     num_problems: Count | None = None
-    """Arithmetic: problems to grade at each evaluation; null means all. The end of a run grades all of test."""
+    """Arithmetic: problems to grade at each evaluation; null means all. The end of a run grades all of test, at most
+    200,000."""
 
 
 @section
@@ -223,8 +238,10 @@ class Checkpoint:
     """Newest checkpoints kept."""
     keep_best: Natural = 0
     """Best checkpoints kept besides; the best model itself is always in `best/`."""
-    metric: Literal["eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/accuracy"] = "eval/loss"
-    """What is best: `eval/accuracy` counts upwards, the others downwards."""
+    metric: Literal[
+        "eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/accuracy", "train/loss", "grad_norm"
+    ] = "eval/loss"
+    """What is best, and what early stopping waits for: `eval/accuracy` counts upwards, the others downwards."""
 
 
 @section

@@ -288,11 +288,15 @@ def _check_data(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield "tokenizer", f"{data.path} brings its own tokenizer, leave the section out"
         if data.block_size is not None:
             yield "data.block_size", f"one problem of {data.path} is one sequence, leave it out, got {data.block_size}"
+        if data.min_digits is not None and data.min_digits > data.num_digits:
+            yield "data.min_digits", f"expected at most num_digits {data.num_digits}, got {data.min_digits}"
         if not data.zero_pad and not data.signs:
             yield "data.signs", "without signs only zero_pad tells the operands apart, set one of them to true"
     else:
         if (tokenizer.path is None) == (tokenizer.train is None):
             yield "tokenizer", "expected one of path and train, with the other null"
+        if data.template is not None:
+            yield from _check_template(data)
         if data.path in FILES and not data.data_files:
             yield "data.data_files", f"data.path {data.path} needs files, got {data.data_files}"
         elif data.path not in FILES and Path(data.path).suffix and Path(data.path).is_file():
@@ -316,6 +320,19 @@ def _check_data(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "tokenizer.train.vocab_size", "char takes as many ids as there are characters, leave it out"
 
 
+def _check_template(data: Data) -> Iterator[tuple[str, str]]:
+    expected = f"expected columns in braces, as in {{question}} {{answer}}, got {data.template!r}"
+    try:
+        columns = data.columns
+    except ValueError as error:
+        yield "data.template", f"{expected}: {error}"
+    else:
+        if not columns or any(not name or set(name) & set(".[") for name in columns):
+            yield "data.template", expected
+        elif data.path == "text":
+            yield "data.template", "lines of text have no columns, expected json, parquet, csv or a Hub id as data.path"
+
+
 def local_files(data: Data) -> list[str]:
     """The files, or patterns of files, on this machine that `data.data_files` names."""
     if data.path not in FILES or data.data_files is None:
@@ -334,6 +351,8 @@ def _check_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
             "training.micro_batch_size",
             f"expected at most batch_size {training.batch_size}, got {training.micro_batch_size}",
         )
+    if recipe.data.path in ARITHMETIC and recipe.data.num_digits > 4 and recipe.evaluation.num_problems is None:
+        yield "evaluation.num_problems", "expected a number: nobody can grade all problems of more than 4 digits"
     if recipe.checkpoint.metric == "eval/accuracy" and recipe.data.path not in ARITHMETIC:
         yield (
             "checkpoint.metric",

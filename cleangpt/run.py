@@ -6,13 +6,15 @@ from accelerate import Accelerator
 from torch import nn
 
 from . import schedules
-from .checkpoint import Progress, load_optimizers, load_progress
+from .checkpoint import Progress, Saver, load_optimizers, load_progress
 from .data.loader import Loader
 from .data.prepare import PreparedData, prepare_data
 from .errors import UserError
+from .files import clear_leftovers
 from .hub import Publisher
 from .launch import start_accelerator
 from .models.build import build_model, load_config, load_model
+from .monitoring import flops_per_token
 from .optim import build_optimizers
 from .outputs import Start, open_folder
 from .recipe import Recipe
@@ -30,6 +32,7 @@ class Run:
     optimizers: list
     loader: Loader
     tracker: Tracker
+    saver: Saver
     publisher: Publisher
     progress: Progress
     max_steps: int
@@ -76,6 +79,8 @@ def build_run(recipe: Recipe, start: Start) -> Run:
 
     if accelerator.is_main_process:
         open_folder(recipe)
+        for folder in (recipe.folder, recipe.folder / "checkpoints"):
+            clear_leftovers(folder)
     accelerator.wait_for_everyone()
     loader = Loader(
         split,
@@ -89,6 +94,29 @@ def build_run(recipe: Recipe, start: Start) -> Run:
         training.micro_batch_size,
         accelerator.device,
     )
-    tracker = Tracker(accelerator, recipe, progress, max_steps)
+    network = accelerator.unwrap_model(model)
+    tracker = Tracker(accelerator, recipe, progress, max_steps, flops_per_token(network))
+    tracker.say(describe(recipe, network.num_parameters(), accelerator, progress.step))
     publisher = Publisher(recipe.hub, recipe.run.name, recipe.folder, accelerator.is_main_process)
-    return Run(recipe, accelerator, data, model.train(), optimizers, loader, tracker, publisher, progress, max_steps)
+    return Run(
+        recipe,
+        accelerator,
+        data,
+        model.train(),
+        optimizers,
+        loader,
+        tracker,
+        Saver(accelerator),
+        publisher,
+        progress,
+        max_steps,
+    )
+
+
+def describe(recipe: Recipe, parameters: int, accelerator: Accelerator, step: int) -> str:
+    """What is trained and on what, on one line."""
+    kind, processes = recipe.model.get("model_type", "model"), accelerator.num_processes
+    where = f"{processes} process{'es' if processes > 1 else ''} on {accelerator.device.type}"
+    precision = {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    begin = f", going on from step {step}" if step else ""
+    return f"{recipe.run.name}: {kind} with {parameters:,} parameters, {precision}, {where}{begin}"

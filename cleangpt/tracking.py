@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import secrets
 import sys
@@ -15,21 +16,27 @@ from accelerate import Accelerator
 from matplotlib.image import imread
 from tqdm import tqdm
 
+from .files import write_file
+from .monitoring import peak_flops, peak_memory
+
 
 class Tracker:
     """Writes the metrics of one run. Every process has one; only the main process writes.
 
     Args:
         accelerator: with its trackers. recipe: as resolved.
-        progress: where the run starts. max_steps: where it ends.
+        progress: where the run starts. max_steps: where it ends. token_flops: `flops_per_token` of the model.
     """
 
-    def __init__(self, accelerator: Accelerator, recipe, progress, max_steps: int):
+    def __init__(self, accelerator: Accelerator, recipe, progress, max_steps: int, token_flops: int):
         section, config, step = recipe.tracking, recipe.to_dict(), progress.step
         self.accelerator, self.log_every, self.max_steps = accelerator, section.log_every, max_steps
         self.file = recipe.folder / "metrics.jsonl"
         self.began = time.perf_counter() - progress.elapsed_s
         self.last_time, self.last_tokens = None, 0
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+        peak = torch.tensor(peak_flops(accelerator.device, half, torch.get_num_threads()), device=accelerator.device)
+        self.most_tokens = accelerator.reduce(peak, "sum").item() / token_flops  # a second, were all peak
         if accelerator.is_main_process:
             _cut_after(self.file, step)
         if section.trackers:
@@ -49,39 +56,48 @@ class Tracker:
         """Seconds of the run, those before restarts included."""
         return time.perf_counter() - self.began
 
-    def log_step(self, progress, loss: torch.Tensor, grad_norm: torch.Tensor, values) -> None:
+    def is_due(self, step: int) -> bool:
+        """Whether `step` gets a line of training metrics."""
+        return step == 1 or step % self.log_every == 0 or step == self.max_steps
+
+    def log_step(self, progress, loss: torch.Tensor, grad_norm: torch.Tensor, ratio: float | None, values) -> None:
         """Takes in a finished step; reads it from the device only when a line is due.
 
         Args:
             progress: with step and tokens. loss: this process's part of the mean loss. grad_norm: before clipping.
-            values: `lr`, `weight_decay` and `accumulation` of the step.
+            ratio: `update_ratio`, where a line is due. values: `lr`, `weight_decay`, `accumulation` of the step.
         """
         self.bar.update()
         if self.last_time is None:
             self.last_time, self.last_tokens = time.perf_counter(), progress.tokens
-        if progress.step != 1 and progress.step % self.log_every and progress.step != self.max_steps:
+        if not self.is_due(progress.step):
             return
         metrics = {
             "train/loss": self.accelerator.reduce(loss, "sum").item(),
             **values._asdict(),
             "grad_norm": float(grad_norm),
+            "update_ratio": ratio,
         }
+        progress.logged = dict(metrics)
         now = time.perf_counter()
         if progress.tokens > self.last_tokens:
             metrics["tokens_per_second"] = (progress.tokens - self.last_tokens) / (now - self.last_time)
+            metrics["mfu"] = metrics["tokens_per_second"] / self.most_tokens
         self.last_time, self.last_tokens = now, progress.tokens
         self.write(progress, metrics)
         shown = {"loss": f"{metrics['train/loss']:.3f}", "lr": f"{values.lr:.1e}"}
         if "tokens_per_second" in metrics:
             shown["tok/s"] = f"{metrics['tokens_per_second']:,.0f}"
+            shown["mfu"] = f"{metrics['mfu']:.0%}"
+        shown["memory"] = f"{peak_memory(self.accelerator.device) / 1e9:.2f} GB"
         self.bar.set_postfix(shown)
         if self.bar.disable:
             self.say(f"step {progress.step}/{self.max_steps}  " + "  ".join(f"{k} {v}" for k, v in shown.items()))
 
-    def log_evaluation(self, progress, metrics: dict[str, float], coverage: dict[str, float]) -> None:
-        """Takes in an evaluation and the coverage of the data; the time since the last step is no training."""
+    def log_evaluation(self, progress, metrics: dict[str, float], watched: dict[str, float]) -> None:
+        """Takes in an evaluation and what is watched besides; the time since the last step is no training."""
         self.last_time = None
-        self.write(progress, {**metrics, **coverage})
+        self.write(progress, {**metrics, **watched})
         shown = "  ".join(
             f"{name.removeprefix('eval/')} {value:.4f}" for name, value in metrics.items() if "eval" in name
         )
@@ -92,7 +108,7 @@ class Tracker:
         line = {"step": progress.step, "tokens": progress.tokens, "elapsed_s": round(self.elapsed_s, 3), **metrics}
         if self.accelerator.is_main_process:
             with open(self.file, "a") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
         for tracker in self.accelerator.trackers:  # wandb drops what comes at an earlier step than its own
             tracker.log(line, **({} if tracker.name == "wandb" else {"step": progress.step}))
 
@@ -133,13 +149,13 @@ def _cut_after(file: Path, step: int) -> None:
     if not file.exists():
         return
     kept = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except ValueError:
+        except (ValueError, TypeError, KeyError):
             continue
-    file.write_text("".join(kept) if step else "")
+    write_file(file, "".join(kept) if step else "")
 
 
 def _flatten(config: dict, prefix: str = "") -> dict:

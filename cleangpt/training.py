@@ -4,29 +4,29 @@
     at a boundary     evaluate on the validation split ──> keep the best ──> checkpoint ──> stop early?
     at the end        final/, and for arithmetic the accuracy on the test split
 
-`run.py` builds the parts; each of them lives in the module of its name.
+`run.py` builds the parts, `step.py` is what happens inside a step; each other part lives in the module of its name.
 """
 
-import contextlib
+import errno
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
-from torch import nn
-from torch.nn import functional as F
+from accelerate import PartialState
 
 from . import schedules
 from .card import write_card
-from .checkpoint import prune, save_checkpoint, save_model
-from .data.loader import Batch
-from .data.splits import IGNORED
-from .evaluation import continue_texts, evaluate, solve
+from .checkpoint import newest_checkpoint, take_snapshot, write_checkpoint, write_model
+from .errors import Stopped, UserError
+from .evaluation import continue_texts, evaluate, final_samples
+from .interruption import Interruption
 from .models.build import resolve_block_size
-from .optim import apply_updates, set_hyperparameters
-from .outputs import find_start
+from .monitoring import copy_weights, update_ratio, weight_norms
+from .outputs import find_start, hold_folder
 from .recipe import ARITHMETIC, Recipe
 from .run import Run, build_run
+from .step import accumulate, seed_dropout, step_seed, update
 
 
 def train(recipe: Recipe) -> Path:
@@ -36,92 +36,118 @@ def train(recipe: Recipe) -> Path:
         The path of `final`, a `from_pretrained` folder.
 
     Raises:
-        UserError: for what the user has to mend: data, checkpoint, output folder, number of processes.
+        UserError: for what the user has to mend: data, checkpoint, output folder, number of processes, a full disk.
+        Stopped: when a signal asked for it, or training diverged.
     """
     resolve_block_size(recipe)
-    start = find_start(recipe)
-    if start.finished:
-        PartialState(cpu=not torch.accelerator.is_available()).print(f"{recipe.folder} is finished already")
-        return recipe.folder / "final"
-    run = build_run(recipe, start)
-    progress = run.progress
+    with hold_folder(recipe), Interruption() as interruption:
+        start = find_start(recipe)
+        if start.finished:
+            PartialState(cpu=not torch.accelerator.is_available()).print(f"{recipe.folder} is finished already")
+            return recipe.folder / "final"
+        run = build_run(recipe, start)
+        interruption.patient = True
+        try:
+            return train_run(run, interruption)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+                raise
+            message = f"{recipe.folder} cannot be written to: {error.strerror}; the same command goes on from the last "
+            raise UserError(("run.output_dir", f"{message}checkpoint once it can")) from error
 
-    if progress.step == 0:
-        evaluate_validation(run)
-    while progress.step < run.max_steps and not progress.stopped_early:
+
+def train_run(run: Run, interruption: Interruption) -> Path:
+    """The loop itself; arguments and result as of `train`."""
+    recipe, progress, accelerator = run.recipe, run.progress, run.accelerator
+    limit = recipe.training.max_grad_norm
+    while True:
+        if progress.boundary != progress.step and is_boundary(run):
+            boundary(run)
+        if progress.step == run.max_steps or progress.stopped_early:
+            return finish(run)
         step = progress.step + 1
         batch = run.loader.batch(step)  # a pure function of seed and step
         values = schedules.at(recipe.schedule, recipe.optimizer, step, run.max_steps)
-        seed_dropout(step_seed(recipe.run.seed, step, run.accelerator.process_index), run.accelerator.device)
-        loss = accumulate(run.accelerator, run.model, batch)  # exact over all targets, one synchronisation
-        grad_norm = update(run, values)  # rate and weight decay set, clipped, stepped, zeroed
+        seed_dropout(step_seed(recipe.run.seed, step, accelerator.process_index), accelerator.device)
+        loss = accumulate(accelerator, run.model, batch)  # exact over all targets, one synchronisation
+        before = copy_weights(run.model) if run.tracker.is_due(step) else None
+        # Rate and weight decay set, clipped, stepped, zeroed; left out where loss or gradient are not finite.
+        grad_norm, updated, stop = update(
+            accelerator, run.model, run.optimizers, values, limit, loss, interruption.requested
+        )
         progress.step, progress.tokens = step, progress.tokens + batch.num_targets
-        run.tracker.log_step(progress, loss, grad_norm, values)  # decides itself when it is due
-        if step % recipe.training.macro_batch == 0 or step == run.max_steps:
-            boundary(run)
-    return finish(run)
+        progress.skipped = 0 if updated else progress.skipped + 1
+        ratio = update_ratio(before, run.model) if before else None
+        run.tracker.log_step(progress, loss, grad_norm, ratio, values)  # decides itself when it is due
+        if not updated:
+            skipped(run, loss, grad_norm)
+        if stop:
+            stopped(run)
 
 
-def step_seed(seed: int, step: int, process: int) -> int:
-    """The seed of all randomness in one step of one process, so that a resumed run draws the same."""
-    return int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0])
-
-
-def seed_dropout(seed: int, device: torch.device) -> None:
-    """`torch.manual_seed` for the CPU and `device` alone: to seek every other kind costs half a millisecond."""
-    torch.default_generator.manual_seed(seed)
-    if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)
-
-
-def accumulate(accelerator: Accelerator, model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Adds up the gradient of the mean loss over all targets of a step, however they are split.
-
-    Returns:
-        This process's part of that mean loss, in nats; the parts of all processes add up to it.
-    """
-    total = torch.zeros((), device=accelerator.device)
-    for i, micro_batch in enumerate(batch.micro_batches):
-        last = i == len(batch.micro_batches) - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            targets = micro_batch.pop("targets")  # (rows, time)
-            logits = model(**micro_batch, use_cache=False).logits  # (rows, time, vocab)
-            nats = F.cross_entropy(
-                logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-            )
-            loss = nats / batch.num_targets
-            accelerator.backward(loss * accelerator.num_processes)  # processes average their gradients: undone here
-        total += loss.detach()
-    return total
-
-
-def update(run: Run, values: schedules.Values) -> torch.Tensor:
-    """One optimizer step at this step's rate and weight decay; returns the gradient's norm before clipping."""
-    set_hyperparameters(run.optimizers, values.lr, values.weight_decay)
-    limit = run.recipe.training.max_grad_norm or float("inf")
-    grad_norm = run.accelerator.clip_grad_norm_(run.model.parameters(), limit)
-    apply_updates(run.optimizers)
-    return grad_norm
+def is_boundary(run: Run) -> bool:
+    """Whether a macro-batch ends with the step just done; step 0 counts, to be evaluated."""
+    return run.progress.step % run.recipe.training.macro_batch == 0 or run.progress.step == run.max_steps
 
 
 def boundary(run: Run) -> None:
     """The end of a macro-batch. Each part happens when it is due: evaluation, best model, checkpoint, push."""
     recipe, progress, folder = run.recipe, run.progress, run.recipe.folder
     macro_batch, last = -(-progress.step // recipe.training.macro_batch), progress.step == run.max_steps
-    progress.metrics, better = {}, False
+    progress.metrics, progress.boundary, better = {}, progress.step, False
     if macro_batch % recipe.evaluation.every == 0 or last:
         progress.metrics = evaluate_validation(run)
+    if progress.step == 0:
+        return
+    if progress.metrics:
         better = progress.update_best(recipe.checkpoint.metric, recipe.training.early_stopping)
-    progress.elapsed_s = run.tracker.elapsed_s
-    if better:
-        save(run, folder / "best", progress.metrics)
-    if macro_batch % recipe.checkpoint.every == 0 or last or progress.stopped_early:
-        tokenizer = run.data.tokenizer
-        save_checkpoint(run.accelerator, folder, run.model, run.optimizers, tokenizer, progress, recipe.to_yaml())
-        if run.accelerator.is_main_process:
-            prune(folder, recipe.checkpoint)
+    due = macro_batch % recipe.checkpoint.every == 0 or last or progress.stopped_early
+    save(run, folder / "best" if better else None, due)
     if recipe.hub.push and (better if recipe.hub.every is None else macro_batch % recipe.hub.every == 0):
-        run.publisher.push(folder / "best", f"Best model, pushed at step {progress.step}")
+        run.saver.submit(run.publisher.push, folder / "best", f"Best model, pushed at step {progress.step}")
+
+
+def save(run: Run, folder: Path | None, checkpoint: bool, samples: list[str] | None = None) -> None:
+    """Copies the state of the run, and leaves it to the background to write a model's folder, a checkpoint, or both.
+
+    `samples` of the final model make its card the run's report.
+    """
+    if folder is None and not checkpoint:
+        return
+    run.saver.wait()
+    run.progress.elapsed_s = run.tracker.elapsed_s
+    snapshot = take_snapshot(run.accelerator, run.model, run.optimizers)
+    model, progress = run.accelerator.unwrap_model(run.model), replace(run.progress)
+    if folder is not None:
+        card = partial(write_card, run=replace(run, progress=progress), samples=samples)
+        run.saver.submit(write_model, folder, model, snapshot, run.data.tokenizer, card)
+    if checkpoint:
+        recipe, tokenizer = run.recipe, run.data.tokenizer
+        arguments = (recipe.folder, model, snapshot, tokenizer, progress, recipe.to_yaml(), recipe.checkpoint)
+        run.saver.submit(write_checkpoint, *arguments)
+
+
+def skipped(run: Run, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
+    """Tells of an update that was left out, and stops the run when there were too many in a row."""
+    progress, most = run.progress, run.recipe.training.max_skipped
+    figures = f"loss {run.accelerator.reduce(loss, 'sum').item()}, gradient norm {float(grad_norm)}"
+    run.tracker.say(f"step {progress.step}: {figures}; the update was left out ({progress.skipped} in a row)")
+    if progress.skipped <= most:
+        return
+    run.saver.wait()
+    samples = run.loader.indices(progress.step)
+    shown = ", ".join(map(str, samples[:20])) + (f" and {len(samples) - 20} more" if len(samples) > 20 else "")
+    last = f"{newest_checkpoint(run.recipe.folder) or 'none'} is the last good checkpoint"
+    raise Stopped(1, f"diverged at step {progress.step}, samples {shown}: {figures}; {last}, see training.max_skipped")
+
+
+def stopped(run: Run) -> None:
+    """Saves after a signal and ends the run."""
+    save(run, None, checkpoint=True)
+    run.saver.wait()
+    run.accelerator.wait_for_everyone()
+    run.tracker.close()
+    raise Stopped(143, f"by a signal after step {run.progress.step}, saved; the same command goes on from there")
 
 
 def evaluate_validation(run: Run) -> dict[str, float]:
@@ -131,7 +157,8 @@ def evaluate_validation(run: Run) -> dict[str, float]:
     split = run.data.splits["validation"]
     figures = evaluate(run.accelerator, run.model, split, section.batch_size, section.max_batches, num_rows)
     metrics = {f"eval/{name}": value for name, value in figures.items()}
-    run.tracker.log_evaluation(progress, metrics, run.loader.coverage(progress.step))
+    watched = run.loader.coverage(progress.step) | weight_norms(run.model)
+    run.tracker.log_evaluation(progress, metrics, watched)
     if section.prompts:
         model = run.accelerator.unwrap_model(run.model)
         texts = continue_texts(
@@ -141,44 +168,24 @@ def evaluate_validation(run: Run) -> dict[str, float]:
     return metrics
 
 
-def save(run: Run, folder: Path, metrics: dict[str, float], samples: list[str] | None = None) -> None:
-    """Writes a `from_pretrained` folder with its card; `samples` of the final model make it the run's report."""
-    final = samples is not None
-    save_model(
-        run.accelerator,
-        run.model,
-        run.data.tokenizer,
-        folder,
-        lambda folder: write_card(folder, run, metrics, samples or [], final),
-    )
-
-
 def finish(run: Run) -> Path:
     """Writes `final`, shows what the model can do and how to load it."""
     recipe, data, say, final = run.recipe, run.data, run.tracker.say, run.recipe.folder / "final"
     model = run.accelerator.unwrap_model(run.model)
-    metrics = dict(run.progress.metrics)
     if "test" in data.splits:
-        figures = evaluate(run.accelerator, run.model, data.splits["test"], recipe.evaluation.batch_size)
-        metrics |= {f"test/{name}": value for name, value in figures.items()}
+        split = data.splits["test"]
+        graded = min(len(split), 200_000) if recipe.data.path in ARITHMETIC else len(split)
+        figures = evaluate(run.accelerator, run.model, split, recipe.evaluation.batch_size, num_rows=graded)
+        run.progress.metrics = run.progress.metrics | {f"test/{name}": value for name, value in figures.items()}
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        say(f"test split, {len(data.splits['test']):,} sequences: {shown}")
+        say(f"test split, {graded:,} sequences: {shown}")
+    samples = final_samples(model, data, recipe)
     if recipe.data.path in ARITHMETIC:
         order = ", last digit first" if recipe.data.reverse_answer else ""
-        say(f"held-out problems with the model's answers{order}:")
-        split = data.splits.get("test", data.splits["validation"])
-        solved = solve(model, data.tokenizer, split, np.arange(5))
-        samples = [
-            question + answer + ("" if answer == right else f"   (right: {right})")
-            for question, answer, right in solved
-        ]
-        for sample in samples:
-            say(f"  {sample}")
-        samples = ["\n".join(samples)]
-    else:
-        prompts = recipe.evaluation.prompts or [data.example]
-        samples = continue_texts(model, data.tokenizer, prompts, recipe.run.seed, 200, do_sample=True, top_k=50)
-    save(run, final, metrics, samples)
+        say(f"held-out problems with the model's answers{order}:\n  " + samples[0].replace("\n", "\n  "))
+    save(run, final, False, samples)
+    run.saver.wait()
+    run.accelerator.wait_for_everyone()
     run.tracker.log_picture(run.progress, "curves", final / "curves.png")
     run.publisher.push(final, f"Final model, step {run.progress.step}")
     say(f"The model is in {final}. To load it:")

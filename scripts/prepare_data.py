@@ -13,8 +13,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from cleangpt.data.packing import document_lengths, summarize
 from cleangpt.data.prepare import PreparedData, prepare_data
-from cleangpt.data.text import document_lengths, summarize
 from cleangpt.errors import exit_code
 from cleangpt.recipe_reading import load_recipe
 
@@ -34,12 +34,14 @@ def report(data: PreparedData, seconds: float) -> None:
     """Prints what there is of each split."""
     if data.folder is None:
         for name, split in data.splits.items():
-            print(f"{name:12} {len(split):>15,} problems, computed when they are drawn")
+            print(f"{name:12} {split.num_problems:>15,} problems, computed when they are drawn")
         return
     print(f"{'split':12} {'documents':>12} {'tokens':>15} {'bytes of text':>15} {'bytes on disk':>15}")
     for name, counts in summarize(data.folder).items():
         disk = sum(file.stat().st_size for file in data.folder.glob(f"{name}.*"))
         print(f"{name:12} {counts['documents']:12,} {counts['tokens']:15,} {counts['bytes']:15,} {disk:15,}")
+        if counts["empty"]:
+            print(f"{'':12} {counts['empty']:12,} rows without text were skipped")
     lengths = document_lengths(data.folder, "train")
     print(
         "\ntokens per document of train: "

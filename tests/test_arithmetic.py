@@ -1,11 +1,16 @@
 """Arithmetic problems: right answers, disjoint splits of exact size, targets on the answer alone."""
 
+import itertools
+import re
+from collections import Counter
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleangpt.data.arithmetic import ArithmeticSplit, read_answer
+from cleangpt.data.arithmetic import ArithmeticSplit, _Group, read_answer
 from cleangpt.data.splits import IGNORED
 from cleangpt.recipe import Data
 from cleangpt.tokenization import arithmetic_tokenizer
@@ -41,17 +46,22 @@ def test_a_problem_as_text(options, expected):
 
 @given(
     path=st.sampled_from(["addition", "multiplication"]),
-    num_digits=st.integers(1, 9),
+    num_digits=st.integers(1, 30),
+    min_digits=st.none() | st.integers(1, 30),
     reverse=st.booleans(),
     zero_pad=st.booleans(),
-    place=st.integers(0, 10**6),
+    place=st.integers(0, 2**62),
 )
-def test_every_answer_is_right_and_can_be_read(path, num_digits, reverse, zero_pad, place):
-    split = make_split(path=path, num_digits=num_digits, reverse_answer=reverse, zero_pad=zero_pad)
+def test_every_answer_is_right_and_can_be_read(path, num_digits, min_digits, reverse, zero_pad, place):
+    least = None if min_digits is None else min(min_digits, num_digits)
+    options = {"num_digits": num_digits, "min_digits": least, "reverse_answer": reverse, "zero_pad": zero_pad}
+    split = make_split(path=path, **options)
     index = np.array([place % len(split)])
     (a,), (b,) = (operand.tolist() for operand in split.operands(index))
-    assert 0 <= a < 10**num_digits and 0 <= b < 10**num_digits
-    _, answer = split.texts(index)[0]
+    for operand in (a, b):
+        assert (least or 1) <= len(str(operand)) <= num_digits
+    question, answer = split.texts(index)[0]
+    assert [int(number) for number in re.split(r"[+x]", question[:-1])] == [a, b]
     assert read_answer(answer, split.section) == (a + b if path == "addition" else a * b)
 
 
@@ -59,9 +69,48 @@ def test_splits_are_disjoint_whole_and_exact():
     splits = {name: make_split(name, num_digits=3) for name in ("train", "validation", "test")}
     assert [len(split) for split in splits.values()] == [700_000, 150_000, 150_000]
     codes = np.concatenate(
-        [a * np.uint64(1000) + b for a, b in (split.operands(np.arange(len(split))) for split in splits.values())]
+        [a * 1000 + b for a, b in (split.operands(np.arange(len(split))) for split in splits.values())]
     )
     assert len(np.unique(codes)) == 1_000_000
+
+
+def test_twelve_digits_are_cut_exactly_and_sampled():
+    """10^24 pairs, more than 64 bits can count; the splits' places follow each other without a gap."""
+    splits = [make_split(name, num_digits=12) for name in ("train", "validation", "test")]
+    assert [split.num_problems for split in splits] == [7 * 10**23, 15 * 10**22, 15 * 10**22]
+    (train,), (validation,), (test,) = (split.groups for split in splits)
+    assert train.start == 0 and validation.start == train.size and test.start == train.size + validation.size
+    seen = {pair for split in splits for pair in zip(*split.operands(np.arange(5000)), strict=True)}
+    assert len(seen) == 15_000
+    assert 0.45 < np.mean([a / 10**12 for a, _ in seen]) < 0.55
+
+
+def test_places_beyond_64_bits_are_added_digit_by_digit():
+    group = _Group(12, 12, False, {"train": 0.7, "test": 0.3}, "test")
+    group.radices = [[10] * 12, [10] * 12]
+    places = np.array([0, 1, 999, 2**61])
+    with patch("cleangpt.data.arithmetic.permute_digits", lambda left, right, *_: (left, right)):
+        left, right = group.operands(places, 0)
+    numbers = [int("".join(map(str, row))) for row in np.concatenate([left, right], axis=1)]
+    assert numbers == [7 * 10**23 + int(place) for place in places]
+
+
+def test_pairs_of_lengths_are_equally_frequent_in_training():
+    split = make_split(num_digits=3, min_digits=1)
+    a, b = split.operands(np.arange(9000))
+    lengths = Counter((len(str(x)), len(str(y))) for x, y in zip(a, b, strict=True))
+    assert lengths == dict.fromkeys(itertools.product((1, 2, 3), repeat=2), 1000)
+
+
+def test_splits_of_mixed_lengths_are_disjoint_and_list_each_problem_once():
+    splits = {name: make_split(name, num_digits=2, min_digits=1) for name in ("train", "validation", "test")}
+    pairs = {name: list(zip(*split.operands(np.arange(len(split))), strict=True)) for name, split in splits.items()}
+    assert len(set().union(*map(set, pairs.values()))) == 10_000
+    for name, split in splits.items():
+        assert len(set(pairs[name])) == split.num_problems
+    assert sum(split.num_problems for split in splits.values()) == 10_000
+    assert len(pairs["test"]) == splits["test"].num_problems
+    assert {len(str(a)) + len(str(b)) for a, b in pairs["test"][:4]} == {2, 3, 4}  # each pair of lengths from the start
 
 
 def test_another_seed_cuts_other_splits():

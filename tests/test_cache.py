@@ -1,12 +1,18 @@
 """Built data is found again, built once, and never half there."""
 
+import os
+import resource
+import signal
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
+import datasets
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cleangpt import UserError
 from cleangpt.data.cache import build_once, file_hash, fingerprint
 
 
@@ -32,6 +38,44 @@ def test_a_build_that_fails_leaves_nothing_that_counts(tmp_path):
         build_once({"test": str(tmp_path)}, fail)
     folder = build_once({"test": str(tmp_path)}, lambda folder: None)
     assert [path.name for path in folder.iterdir()] == ["ingredients.json"]
+
+
+def test_what_a_killed_build_left_is_cleared_away(tmp_path):
+    def killed(folder: Path):
+        (folder / "half").write_text("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = get_context("fork").Process(target=build_once, args=({"test": str(tmp_path)}, killed))
+    child.start()
+    child.join()
+    folder = build_once({"test": str(tmp_path)}, lambda folder: (folder / "whole").write_text("x"))
+    assert sorted(path.name for path in folder.iterdir()) == ["ingredients.json", "whole"]
+    assert not [path for path in folder.parent.iterdir() if path.name.startswith("building-")]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
+    def fill(folder: Path):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        (folder / "large").write_text("x" * 2000)
+
+    def child():
+        with pytest.raises(UserError, match="cannot be used as the data cache: File too large"):
+            build_once({"test": str(tmp_path)}, fill)
+
+    process = get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    root = Path(datasets.config.HF_DATASETS_CACHE) / "cleangpt"
+    assert not (root / fingerprint({"test": str(tmp_path)})).exists()
+
+
+def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")
+    with pytest.raises(UserError, match="cannot be used as the data cache"):
+        build_once({"test": 1}, lambda folder: None)
 
 
 def test_builds_at_the_same_time_do_the_work_once(tmp_path):

@@ -6,7 +6,8 @@ import pytest
 from conftest import read_metrics
 
 from cleangpt import UserError, load_recipe, train
-from cleangpt.checkpoint import Progress, is_whole, list_checkpoints, newest_checkpoint, write_folder
+from cleangpt.checkpoint import Progress, list_checkpoints, newest_checkpoint
+from cleangpt.files import is_whole, write_folder
 from cleangpt.recipe import EarlyStopping
 
 

@@ -7,13 +7,12 @@ PACKAGE = Path(__file__).parents[1] / "cleangpt"
 
 LAYERS = [
     {"errors", "schedules", "models.nanogpt", "models.nanollama", "data.permutation", "data.splits"},
-    {"recipe", "data.cache"},
+    {"recipe", "data.cache", "data.packing", "interruption", "monitoring", "files"},
     {"recipe_reading", "tokenization", "data.text", "data.arithmetic", "data.loader", "models.build"}
     | {"optim", "launch", "checkpoint", "tracking", "card", "hub"},
-    {"evaluation", "outputs", "data.prepare", "models.convert"},
+    {"evaluation", "outputs", "step", "data.prepare", "models.convert"},
     {"run"},
-    {"training"},
-    {"plan"},
+    {"training", "plan"},
 ]
 
 

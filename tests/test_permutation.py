@@ -1,11 +1,13 @@
 """The order of samples is a permutation, and looks like a random one."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleangpt.data.permutation import permute, permute_pairs
+from cleangpt.data.permutation import permute, permute_digits
 
 
 @given(n=st.integers(1, 5000), seed=st.integers(0, 2**63), epoch=st.integers(0, 1000))
@@ -44,9 +46,13 @@ def test_it_looks_random():
         assert ((counts - rounds / 10) ** 2 / (rounds / 10)).sum() < 36
 
 
-@pytest.mark.parametrize("radix", [1, 2, 10])
-def test_pairs_are_permuted(radix):
-    left, right = np.divmod(np.arange(radix**2, dtype=np.uint64), np.uint64(radix))
-    pairs = set(zip(*(half.tolist() for half in permute_pairs(left, right, radix, 5)), strict=True))
-    assert len(pairs) == radix**2
-    assert max(max(pair) for pair in pairs) == radix - 1
+@pytest.mark.parametrize(
+    ("left", "right"), [([1], [1]), ([2], [2]), ([10], [10]), ([9, 10], [10]), ([10, 10], [10, 10]), ([3], [9, 10, 2])]
+)
+def test_digits_are_permuted_in_any_radices(left, right):
+    numbers = np.array(list(itertools.product(*(range(radix) for radix in left + right))), np.uint64)
+    digits = list(numbers.T)
+    halves = permute_digits(digits[: len(left)], digits[len(left) :], left, right, 5)
+    permuted = np.stack([*halves[0], *halves[1]], axis=1)
+    assert sorted(map(tuple, permuted)) == sorted(map(tuple, numbers))
+    assert len(numbers) < 10 or (permuted != numbers).any()

@@ -5,14 +5,22 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from conftest import LINES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleangpt import UserError, load_recipe
+from cleangpt import (
+    NanoGPTConfig,
+    NanoGPTForCausalLM,
+    NanoLlamaConfig,
+    NanoLlamaForCausalLM,
+    UserError,
+    load_recipe,
+)
+from cleangpt.data.packing import TextSplit, document_lengths, summarize, write_column
 from cleangpt.data.prepare import prepare_data
 from cleangpt.data.splits import IGNORED, cut_points
-from cleangpt.data.text import TextSplit, _write_column, summarize
 
 
 def prepare(path, *overrides):
@@ -73,8 +81,8 @@ def test_ids_take_two_bytes_and_are_mapped_not_read(stories):
 
 def split_of(tokens: list[int], starts: list[int], block_size: int, packing: str, folder) -> TextSplit:
     """A split of given tokens, written as `build_text` writes it."""
-    _write_column(folder / "train.arrow", "input_ids", np.array(tokens, np.uint16))
-    _write_column(folder / "train.documents.arrow", "start", np.array(starts, np.int64))
+    write_column(folder / "train.arrow", "input_ids", np.array(tokens, np.uint16))
+    write_column(folder / "train.documents.arrow", "start", np.array(starts, np.int64))
     (folder / "summary.json").write_text(json.dumps({"train": {"bytes": 1}}))
     return TextSplit(folder, "train", block_size, packing)
 
@@ -160,9 +168,88 @@ def test_a_text_shorter_than_a_sequence_is_told(tiny_text):
     assert "got 100000" in told(tiny_text, "--data.block_size=100000", "--data.num_proc=null")["data.block_size"]
 
 
-def test_broken_json_is_told(stories, tmp_path):
-    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"text": \n')
-    assert "data.data_files" in told(stories, f"--data.data_files={tmp_path / 'bad.jsonl'}")
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("bad.jsonl", b'{"text": "fine"}\n{"text": \n', "bad.jsonl, line 2: expected JSON"),
+        ("late.jsonl", b'{"text": "fine"}\n' * 3000 + b"[1", "late.jsonl, line 3001: expected JSON"),
+        ("latin.jsonl", b'{"text": "fine"}\n{"text": "caf\xe9"}\n', "latin.jsonl, line 2: expected UTF-8"),
+        ("numbers.jsonl", b'{"text": 1}\n' * 20, "text is int64"),
+        ("binary.txt", bytes(range(256)) * 20, "binary.txt, line 2: expected UTF-8, got the byte 0x80"),
+        ("mixed.txt", "naïve\n".encode() * 9 + "naïve\n".encode("latin-1"), "mixed.txt, line 10: expected UTF-8"),
+    ],
+)
+def test_what_cannot_be_read_is_told_with_file_and_line(stories, tmp_path, name, content, expected):
+    (tmp_path / name).write_bytes(content)
+    path = "text" if name.endswith(".txt") else "json"
+    problems = told(stories, f"--data.path={path}", f"--data.data_files={tmp_path / name}")
+    assert expected in next(iter(problems.values()))
+
+
+def test_rows_without_text_are_counted_and_told(stories, tmp_path, caplog):
+    rows = [{"text": "Once upon a time"}, {"text": ""}, {"text": None}] * 10
+    (tmp_path / "holes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = prepare(stories, f"--data.data_files={tmp_path / 'holes.jsonl'}")
+    counts = summarize(data.folder)
+    assert (counts["train"]["documents"], counts["train"]["empty"]) == (9, 18)
+    assert "18 rows of the train split have no text and were skipped" in caplog.text
+
+
+def test_a_template_makes_a_text_of_several_columns(stories, tmp_path):
+    rows = [{"question": f"{i}+1?", "answer": i + 1, "note": None} for i in range(20)]
+    (tmp_path / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = prepare(stories, f"--data.data_files={tmp_path / 'qa.jsonl'}", "--data.template='{question} {answer}{note}'")
+    assert data.tokenizer.decode(data.splits["train"].tokens[:40]).startswith("0+1? 1<|endoftext|>1+1? 2<|endoftext|>")
+
+
+@pytest.mark.parametrize("template", ["no column", "{", "{}", "{text.__class__}", "{text[0]}"])
+def test_a_template_that_names_no_columns_is_told(stories, template):
+    with pytest.raises(UserError, match=r"data.template: expected columns in braces"):
+        load_recipe(stories, [f"--data.template='{template}'"])
+
+
+def test_a_template_with_a_column_that_is_not_there_is_told(stories):
+    assert "expected one of text, got 'answer'" in told(stories, "--data.template='{text}{answer}'")["data.template"]
+
+
+def test_nul_bytes_and_every_other_character_come_back(tiny_text, tmp_path):
+    text = "".join(map(chr, [*range(0x80), 0x2028, 0xFEFF, 0x1F600])).replace("\r", "") * 30
+    (tmp_path / "odd.txt").write_text(text)
+    data = prepare(tiny_text, f"--data.data_files={tmp_path / 'odd.txt'}")
+    ids = np.concatenate([data.splits[name].tokens for name in ("train", "validation")])
+    assert data.tokenizer.decode(ids) == text
+
+
+def test_documents_of_one_token_and_of_a_million(stories, tmp_path):
+    rows = [{"text": "a"}, {"text": "ab " * 350_000}, {"text": "b"}] * 4
+    (tmp_path / "sizes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = prepare(stories, f"--data.data_files={tmp_path / 'sizes.jsonl'}", "--tokenizer.train.vocab_size=257")
+    assert document_lengths(data.folder, "train")[:3].tolist() == [2, 1_050_001, 2]
+
+
+def test_any_number_of_processes_tokenizes_the_same(stories, tmp_path, monkeypatch):
+    alone = prepare(stories)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    together = prepare(stories, "--data.num_proc=2")
+    assert together.folder != alone.folder and together.fingerprint == alone.fingerprint
+    assert np.array_equal(together.splits["train"].tokens, alone.splits["train"].tokens)
+
+
+def test_packed_documents_see_no_other(stories):
+    """The logits of a row of several documents are those of each document alone."""
+    data = prepare(stories, "--data.packing=documents", "--data.block_size=64")
+    config = {"vocab_size": len(data.tokenizer), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    split = data.splits["train"]
+    for model in (NanoGPTForCausalLM(NanoGPTConfig(**config)), NanoLlamaForCausalLM(NanoLlamaConfig(**config))):
+        for row in range(3):
+            batch = {name: torch.from_numpy(array) for name, array in split[np.array([row])].items()}
+            ids, positions = batch["input_ids"], batch["position_ids"]
+            with torch.no_grad():
+                packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
+                starts = [*(positions[0] == 0).nonzero().flatten().tolist(), 64]
+                alone = torch.cat([model(ids[:, i:j]).logits[0] for i, j in itertools.pairwise(starts)])
+            assert len(starts) > 2
+            assert (packed - alone).abs().max() < 1e-5
 
 
 def test_a_table_without_text_is_told(stories, tmp_path):

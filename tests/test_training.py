@@ -13,8 +13,8 @@ from cleangpt import UserError, load_recipe, train
 from cleangpt.checkpoint import list_checkpoints
 from cleangpt.outputs import find_start
 from cleangpt.run import build_run
+from cleangpt.step import accumulate, step_seed
 from cleangpt.tokenization import bpe_tokenizer
-from cleangpt.training import accumulate, step_seed
 
 
 def losses(folder) -> list[float]:
@@ -26,7 +26,7 @@ def weights(folder) -> dict[str, torch.Tensor]:
 
 
 def without_times(lines: list[dict]) -> list[dict]:
-    return [{k: v for k, v in line.items() if k not in ("elapsed_s", "tokens_per_second")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("elapsed_s", "tokens_per_second", "mfu")} for line in lines]
 
 
 def assert_same_weights(one, other):

@@ -2,13 +2,13 @@
 
     what went in (a dictionary) ──> fingerprint ──> <datasets cache>/cleangpt/<fingerprint>/
 
-A build writes into a folder of its own and is renamed when it is whole, so a killed build leaves nothing that counts.
+A build writes into a folder beside it, which is renamed when it is whole: what a killed build leaves does not count,
+and the next one clears it away.
 """
 
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,18 +45,19 @@ def build_once(ingredients: dict, build: Callable[[Path], None]) -> Path:
     folder = root / fingerprint(ingredients)
     if folder.exists():
         return folder
-    temporary = None
+    temporary = root / f"building-{folder.name}"
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not folder.exists():
-                temporary = Path(tempfile.mkdtemp(dir=root, prefix="building-"))
-                build(temporary)
-                (temporary / "ingredients.json").write_text(json.dumps(ingredients, indent=1, ensure_ascii=False))
-                os.rename(temporary, folder)
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+                try:
+                    build(temporary)
+                    (temporary / "ingredients.json").write_text(json.dumps(ingredients, indent=1, ensure_ascii=False))
+                    os.rename(temporary, folder)
+                finally:
+                    shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise UserError((str(root), f"cannot be used as the data cache: {error.strerror or error}")) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -1,9 +1,12 @@
 """Which sample sits where in which step: a pure function of the seed and the step, so there is no state to lose.
 
 step ──> places in the endless order ──> epoch, place in it ──> permutation of the epoch ──> rows of this process
+
+Where there is an accelerator, a thread reads the next batch into pinned memory while this one is computed with.
 """
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +51,8 @@ class Loader:
         self.process, self.num_processes, self.micro_batch_size = process, num_processes, micro_batch_size
         sizes = np.fromiter((batch_sizes(step) for step in range(1, max_steps + 1)), np.int64, max_steps)
         self.ends = np.concatenate([[0], np.cumsum(sizes)])  # samples drawn after each step
+        self.reader = None if device.type == "cpu" else ThreadPoolExecutor(1, "loader")
+        self.ahead: dict[int, Future] = {}  # the next step, being read
 
     def indices(self, step: int) -> np.ndarray:
         """The samples of `step` (from 1) over all processes, in order: each epoch permutes the whole split anew."""
@@ -59,6 +64,16 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         """This process's share of `step`, cut into micro-steps."""
+        if self.reader is None:
+            micro_batches, num_targets = self._read(step)
+        else:
+            coming = self.ahead.get(step) or self.reader.submit(self._read, step)
+            self.ahead = {step + 1: self.reader.submit(self._read, step + 1)} if step + 1 < len(self.ends) else {}
+            micro_batches, num_targets = coming.result()
+        return Batch([to_device(rows, self.device) for rows in micro_batches], num_targets)
+
+    def _read(self, step: int) -> tuple[list[dict[str, torch.Tensor]], int]:
+        """The rows of each micro-step, in pinned memory where the device copies from there, and all targets."""
         indices = self.indices(step)
         share = np.array_split(indices, self.num_processes)[self.process]
         size = self.micro_batch_size or len(share)
@@ -68,7 +83,7 @@ class Loader:
         else:  # counted on every process rather than communicated: no waiting inside a step
             everything = self.split[indices] if self.num_processes > 1 else None
             num_targets = sum(int((row["targets"] != IGNORED).sum()) for row in ([everything] if everything else rows))
-        return Batch([to_device(row, self.device) for row in rows], num_targets)
+        return [to_host(row, self.device) for row in rows], num_targets
 
     def coverage(self, step: int) -> dict[str, float]:
         """How much of the split the first `step` steps have seen, at no cost: each epoch draws every sample once.
@@ -82,9 +97,12 @@ class Loader:
         return {"data/coverage": min(1.0, drawn / length)} | {f"data/visits{k}": v for k, v in visits.items()}
 
 
-def to_device(batch: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch as tensors; copies to a GPU go through pinned memory and do not wait."""
+def to_host(batch: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
+    """A batch as tensors from which `device` can copy without waiting."""
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-    if device.type == "cuda":
-        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+    return {name: tensor.pin_memory() for name, tensor in tensors.items()} if device.type == "cuda" else tensors
+
+
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """A batch on the device, copied without waiting."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -1,15 +1,20 @@
 """A keyed permutation of 0 .. n - 1 in constant memory, for orders and splits that need no table.
 
-A Feistel network on pairs (left, right) in radix sqrt(n), following Black and Rogaway, "Ciphers with Arbitrary Finite
-Domains" (CT-RSA 2002): each round adds a keyed hash of one half to the other, which is invertible whatever the hash,
-so the whole is a permutation of the radix² pairs; a result beyond n is put through again until it falls inside
-("cycle walking"), which makes it a permutation of 0 .. n - 1.
+A Feistel network on the two halves of a number's digits, following Black and Rogaway, "Ciphers with Arbitrary Finite
+Domains" (CT-RSA 2002): each round adds a keyed hash of one half to the other, digit by digit, which is invertible
+whatever the hash. So the whole is a permutation of all numbers with so many digits, of any number of them and in any
+radix; a result beyond n is put through again until it falls inside ("cycle walking"), which makes it a permutation of
+0 .. n - 1.
+
+    left   | right              each round:  left <- left + hash(right, key), then the halves change places
+    3  0  7|1  9  4
 """
 
 import math
 
 import numpy as np
 
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, odd: the increment of SplitMix64
 ROUNDS = 6  # Luby and Rackoff (1988) need four for a strong pseudo-random permutation of a good hash
 
 
@@ -20,14 +25,30 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def permute_pairs(left: np.ndarray, right: np.ndarray, radix: int, *keys: int) -> tuple[np.ndarray, np.ndarray]:
-    """Permutes pairs of uint64 arrays with both halves in 0 .. radix - 1 (radix up to 2**63), under integer `keys`."""
+def permute_digits(
+    left: list[np.ndarray], right: list[np.ndarray], left_radices: list[int], right_radices: list[int], *keys: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Permutes numbers given as the digits of their two halves, under integer `keys`.
+
+    Args:
+        left, right: one uint64 array (n,) for each digit, with values in 0 .. radix - 1.
+        left_radices, right_radices: the radix of each digit, up to 2**63.
+
+    Returns:
+        The two halves, in the same form.
+    """
     key = np.zeros(1, np.uint64)
     for part in keys:
-        key = _mix(key * np.uint64(0x9E3779B97F4A7C15) + np.uint64(part % 2**64) + np.uint64(1))
+        key = _mix(key * GOLDEN + np.uint64(part % 2**64) + np.uint64(1))
     for round_number in range(ROUNDS):
-        round_key = _mix(key + np.uint64((round_number + 1) * 0x9E3779B97F4A7C15 % 2**64))
-        left, right = right, (left + _mix(_mix(right ^ round_key) + round_key) % np.uint64(radix)) % np.uint64(radix)
+        state = _mix(key + np.uint64((round_number + 1) * int(GOLDEN) % 2**64))
+        for digit in right:
+            state = _mix(_mix(digit ^ state) + state)
+        added = []
+        for place, (digit, radix) in enumerate(zip(left, left_radices, strict=True)):
+            drawn = _mix(state + np.uint64(place)) % np.uint64(radix)
+            added.append((digit + drawn) % np.uint64(radix))
+        left, right, left_radices, right_radices = right, added, right_radices, left_radices
     return left, right
 
 
@@ -41,11 +62,12 @@ def permute(indices: np.ndarray, n: int, *keys: int) -> np.ndarray:
         uint64 array of the same shape.
     """
     radix = math.isqrt(n - 1) + 1
+    radices = [radix]
     result = np.asarray(indices, np.uint64).copy()
     walking = np.ones(result.shape, bool)
     while walking.any():
         left, right = np.divmod(result[walking], np.uint64(radix))
-        left, right = permute_pairs(left, right, radix, *keys)
+        (left,), (right,) = permute_digits([left], [right], radices, radices, *keys)
         result[walking] = left * np.uint64(radix) + right
         walking[walking] = result[walking] >= n
     return result

@@ -12,7 +12,8 @@ from ..recipe import ARITHMETIC, Recipe
 from ..tokenization import VERSION, arithmetic_tokenizer, load_tokenizer, train_tokenizer
 from .arithmetic import FRACTIONS, ArithmeticSplit
 from .cache import fingerprint
-from .text import TextSplit, build_text, summarize
+from .packing import TextSplit, summarize
+from .text import build_text
 
 
 @dataclass

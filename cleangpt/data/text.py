@@ -1,26 +1,42 @@
-"""Text: loaded with HF datasets, tokenized, kept as one memory-mapped stream of ids, packed into sequences.
+"""Text: loaded with HF datasets, cut into splits, tokenized, kept as one stream of ids a split.
 
-files or Hub ──> splits ──> pieces of text ──> ids ──> train.arrow, validation.arrow ──> TextSplit[indices]
-                 (cut)      (64 KB, or a row)          (16 or 32 bits an id)             (inputs and targets)
+files or Hub ──> splits ──> pieces of text ──> ids ──> train.arrow, validation.arrow ──> packing.py
+                 (cut)      (64 KB, or a row)          (16 or 32 bits an id)
+
+Files on this machine are read as a stream, several times rather than once into memory: whatever their size, a build
+holds a few megabytes of them.
 """
 
+import functools
 import glob
 import json
-import shutil
+import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow
 import pyarrow.compute
-from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset
+import torch
+from datasets import load_dataset
+from datasets.exceptions import DatasetGenerationError
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from ..errors import UserError
 from .cache import build_once, file_hash
-from .splits import IGNORED, cut_points
+from .packing import copy_to_column, write_column
+from .splits import cut_points
+
+logger = logging.getLogger(__name__)
 
 PIECE = 1 << 16  # characters of a text file that are tokenized at once
+BATCH = 1 << 20  # characters handed to the tokenizer, or to one of several processes, at a time
 FRACTIONS = {"train": 0.9, "validation": 0.1}
+
+Pieces = Callable[[], Iterator[tuple[str, bool]]]  # texts, each with whether a document ends there
 
 
 def build_text(section, make_tokenizer: Callable, tokenizer_identity) -> Path:
@@ -35,30 +51,37 @@ def build_text(section, make_tokenizer: Callable, tokenizer_identity) -> Path:
         UserError: for data that cannot be read, lacks the column, is empty, or has characters the tokenizer lacks.
     """
     files = _local_files(section)
-    raw = None if files else _load(section, None, None)
+    raw = None if files else _load(section, None)
     ingredients = {
-        "format": 1,
+        "format": 2,
         "path": section.path if raw is None else _remote_identity(raw),
-        "files": {split: [file_hash(file) for file in names] for split, names in (files or {}).items()},
+        "files": {split: [_content(section, file) for file in names] for split, names in (files or {}).items()},
         "split": section.split or FRACTIONS,
-        "text_column": section.text_column,
+        "text": section.template or section.text_column,
         "tokenizer": tokenizer_identity,
     }
 
     def build(folder: Path):
-        scratch = folder / "scratch"
-        splits = _cut(_load(section, files, scratch) if raw is None else raw, section)
+        splits = _cut(_load(section, files) if raw is None else raw, section, files)
         if "validation" not in splits:
             raise UserError(("data.split", f"expected a validation split, got {', '.join(splits)}"))
-        tokenizer = make_tokenizer(text for text, _ in splits["train"]())
+        tokenizer = make_tokenizer(text for text, _ in splits["train"]() if text)
         tokenizer.save_pretrained(folder / "tokenizer")
-        summary = {
-            name: _tokenize(name, pieces, tokenizer, section, folder, scratch) for name, pieces in splits.items()
-        }
+        summary = {name: _tokenize(name, pieces, tokenizer, section, folder) for name, pieces in splits.items()}
         (folder / "summary.json").write_text(json.dumps(summary, indent=1))
-        shutil.rmtree(scratch)
 
     return build_once(ingredients, build)
+
+
+def _content(section, file: str) -> str:
+    try:
+        return file_hash(file)
+    except OSError as error:
+        raise UserError((_source_key(section), f"{file} cannot be read: {error.strerror}")) from error
+
+
+def _source_key(section) -> str:
+    return "data.data_files" if section.data_files is not None else "data.path"
 
 
 def _local_files(section) -> dict[str, list[str]]:
@@ -75,213 +98,233 @@ def _local_files(section) -> dict[str, list[str]]:
     }
 
 
-def _load(section, files: dict | None, cache_dir: Path | None) -> DatasetDict:
-    """The splits as HF datasets; text files line by line with their line breaks."""
+def _load(section, files: dict | None) -> dict:
+    """The splits as HF datasets, those of local files as streams; text line by line with its line breaks."""
     options = {"sample_by": "line", "keep_linebreaks": True} if section.path == "text" else {}
-    key = "data.data_files" if section.data_files is not None else "data.path"
     try:
-        raw = load_dataset(
+        return load_dataset(
             section.path,
             section.name,
             data_files=files or section.data_files,
             revision=section.revision,
-            cache_dir=None if cache_dir is None else str(cache_dir / "raw"),
+            streaming=bool(files),
             **options,
         )
     except Exception as error:  # datasets and the Hub client raise many kinds; the cause says what is wrong
-        cause = error.__cause__ or error
-        where = section.path if section.data_files is None else section.data_files
-        raise UserError((key, f"{where!r} cannot be loaded: {type(cause).__name__}: {cause}")) from error
-    for split in raw.values():
-        if section.text_column not in split.column_names:
-            columns = ", ".join(split.column_names)
-            raise UserError(("data.text_column", f"expected one of {columns}, got {section.text_column!r}"))
-    return raw
+        raise _unreadable(section, files, error) from error
 
 
-def _remote_identity(raw: DatasetDict) -> list[str]:
+def _unreadable(section, files: dict | None, error: Exception) -> UserError:
+    """What to tell of data that cannot be read: the file and line where they can be found."""
+    if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
+        error = error.__cause__
+    for file in (file for names in (files or {}).values() for file in names if section.path in ("text", "json")):
+        with fsspec.open(file, "rb", compression="infer") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    line = line.decode()
+                    if section.path == "text" or not line.strip():
+                        continue
+                    if number == 1 and line.startswith("["):
+                        break  # one list, which may go over many lines
+                    json.loads(line.removeprefix("\ufeff"))
+                except UnicodeDecodeError as wrong:
+                    byte = f"0x{wrong.object[wrong.start]:02x}"
+                    message = f"{file}, line {number}: expected UTF-8, got the byte {byte} at place {wrong.start + 1}"
+                    return UserError((_source_key(section), message))
+                except ValueError as wrong:
+                    return UserError((_source_key(section), f"{file}, line {number}: expected JSON: {wrong}"))
+    where = section.path if section.data_files is None else section.data_files
+    return UserError((_source_key(section), f"{where!r} cannot be loaded: {type(error).__name__}: {error}"))
+
+
+def _remote_identity(raw: dict) -> list[str]:
     """Names of the prepared Arrow files: `datasets` puts the commit, or the files' ETags, into them."""
     return sorted("/".join(Path(file["filename"]).parts[-5:]) for split in raw.values() for file in split.cache_files)
 
 
-def _cut(raw: DatasetDict, section) -> dict[str, Callable[[], Iterator[tuple[str, bool]]]]:
-    """Split name to a function that yields its pieces of text, each with whether a document ends there.
+def _cut(raw: dict, section, files: dict | None) -> dict[str, Pieces]:
+    """Split name to a function that yields its pieces of text.
 
-    A validation split that the data brings is kept; otherwise train is cut by `data.split`, in order.
+    A validation split that the data brings is kept; otherwise train is cut by `data.split`, in order: text by
+    characters, tables by rows.
     """
-    is_stream = section.path == "text"
-    read = _stream_pieces if is_stream else _row_pieces
-    length = _num_characters if is_stream else len
-    given = {name: (dataset, 0, length(dataset)) for name, dataset in raw.items()}
-    if "train" not in given:
-        raise UserError(("data.data_files", f"expected a train split, got {', '.join(given)}"))
-    if "validation" not in given:
-        dataset, _, total = given.pop("train")
-        bounds = cut_points(total, section.split or FRACTIONS)
-        given = {**{name: (dataset, *bounds[name]) for name in bounds}, **given}
-    return {
-        name: lambda dataset=dataset, start=start, stop=stop: read(dataset, section.text_column, start, stop)
-        for name, (dataset, start, stop) in given.items()
-    }
+    texts = {name: functools.partial(_texts, dataset, section, files) for name, dataset in raw.items()}
+    if "train" not in texts:
+        raise UserError(("data.data_files", f"expected a train split, got {', '.join(texts)}"))
+    read, measure = (_stream_pieces, _count_characters) if section.path == "text" else (_row_pieces, len)
+    if "validation" in texts:
+        return {name: functools.partial(read, rows, 0, None) for name, rows in texts.items()}
+    train = texts.pop("train")
+    bounds = cut_points(sum(measure(rows) for rows in train()), section.split or FRACTIONS)
+    cut = {name: functools.partial(read, train, start, stop) for name, (start, stop) in bounds.items()}
+    return {**cut, **{name: functools.partial(read, rows, 0, None) for name, rows in texts.items()}}
 
 
-def _num_characters(dataset: Dataset) -> int:
-    return pyarrow.compute.sum(pyarrow.compute.utf8_length(dataset.data.column("text"))).as_py() or 0
+def _texts(dataset, section, files: dict | None) -> Iterator[pyarrow.Array]:
+    """The text of each row, some rows at a time.
+
+    Raises:
+        UserError: for rows that cannot be read, and for a column that is not there or holds no text.
+    """
+    try:
+        for table in dataset.with_format("arrow").iter(batch_size=1000):
+            for column in section.columns:
+                if column not in table.column_names:
+                    key = "data.template" if section.template else "data.text_column"
+                    raise UserError((key, f"expected one of {', '.join(table.column_names)}, got {column!r}"))
+            if section.template:
+                rows = table.select(section.columns).to_pylist()
+                yield pyarrow.array([_fill(section.template, row) for row in rows], pyarrow.large_string())
+                continue
+            values = table.column(section.text_column).combine_chunks()
+            if not (pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type)):
+                if values.null_count < len(values):
+                    raise UserError(
+                        ("data.text_column", f"expected a column of text, {section.text_column} is {values.type}")
+                    )
+                values = values.cast(pyarrow.string())
+            values.validate(full=True)  # that it is UTF-8, which not every reader looks at
+            yield values
+    except UserError:
+        raise
+    except Exception as error:  # a stream is read here; each kind of file has its own errors
+        raise _unreadable(section, files, error) from error
 
 
-def _stream_pieces(dataset: Dataset, column: str, start: int, stop: int) -> Iterator[tuple[str, bool]]:
+def _fill(template: str, row: dict) -> str:
+    return template.format_map({column: "" if value is None else value for column, value in row.items()})
+
+
+def _count_characters(lines: pyarrow.Array) -> int:
+    return pyarrow.compute.sum(pyarrow.compute.utf8_length(lines)).as_py() or 0
+
+
+def _stream_pieces(lines: Callable, start: int, stop: int | None) -> Iterator[tuple[str, bool]]:
     """Characters `start` to `stop` of lines read end to end, in pieces that tokenize as the whole would.
 
     A piece ends after a single line break between two lines of text, where every usual pre-tokenizer ends a word.
     """
     place, piece = 0, ""
-    for batch in dataset.select_columns(column).iter(batch_size=1000):
-        for line in batch[column]:
-            cut = line[max(start - place, 0) : max(stop - place, 0)]
+    for some in lines():
+        for line in some.to_pylist():
+            cut = line[max(start - place, 0) : None if stop is None else max(stop - place, 0)]
             place += len(line)
             if len(piece) >= PIECE and not cut[:1].isspace() and piece[-1:] == "\n" and not piece[-2:-1].isspace():
                 yield piece, False
                 piece = ""
             piece += cut
-        if place >= stop:
+        if stop is not None and place >= stop:
             break
     if piece:
         yield piece, False
 
 
-def _row_pieces(dataset: Dataset, column: str, start: int, stop: int) -> Iterator[tuple[str, bool]]:
-    """Rows `start` to `stop`, each a document; empty ones are left out."""
-    for batch in dataset.select_columns(column).select(range(start, stop)).iter(batch_size=1000):
-        yield from ((text, True) for text in batch[column] if text)
+def _row_pieces(rows: Callable, start: int, stop: int | None) -> Iterator[tuple[str, bool]]:
+    """Rows `start` to `stop`, each a document; one without text is an empty piece."""
+    place = 0
+    for some in rows():
+        first, last = max(start - place, 0), len(some) if stop is None else max(stop - place, 0)
+        place += len(some)
+        yield from ((text or "", True) for text in some[first:last].to_pylist())
+        if stop is not None and place >= stop:
+            break
 
 
-def _tokenize(name: str, pieces: Callable, tokenizer, section, folder: Path, scratch: Path) -> dict:
+class _Encoder:
+    """Batches of pieces to ids; what a `DataLoader` maps over processes."""
+
+    def __init__(self, tokenizer, dtype: type):
+        self.backend, self.end, self.dtype = tokenizer.backend_tokenizer, tokenizer.eos_token_id, dtype
+        self.unknown = tokenizer.unk_token_id
+        self.backend.no_truncation()
+        self.backend.no_padding()
+
+    def __getitem__(self, batch: list[tuple[str, bool]]) -> tuple[np.ndarray, int, list[str]]:
+        """Ids of a batch end to end, its UTF-8 bytes, and the texts that the tokenizer does not know all of."""
+        encoded = self.backend.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
+        ids, strange = [], []
+        for one, (text, ends) in zip(encoded, batch, strict=True):
+            ids.append(np.array([*one.ids, self.end] if ends else one.ids, self.dtype))
+            if self.unknown is not None and (ids[-1] == self.unknown).any():
+                strange.append(text)
+        return np.concatenate(ids), sum(len(text.encode()) for text, _ in batch), strange
+
+
+def _tokenize(name: str, pieces: Pieces, tokenizer, section, folder: Path) -> dict:
     """Writes `<name>.arrow`, and `<name>.documents.arrow` with where documents start; returns counts."""
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     end = tokenizer.eos_token_id
     if end is None and section.path != "text":
         raise UserError(("tokenizer.path", "expected a tokenizer with an end token (eos_token) between documents"))
+    empty = 0
 
-    def encode(batch: dict) -> dict:
-        encoded = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        for text, ids in zip(batch["text"], encoded, strict=True):
-            if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-                raise UserError(_unknown(tokenizer, text, name))
-        ids = [np.array([*ids, end] if ends else ids, dtype) for ids, ends in zip(encoded, batch["ends"], strict=True)]
-        return {"ids": ids, "bytes": [len(text.encode()) for text in batch["text"]]}
+    def batches() -> Iterator[list[tuple[str, bool]]]:
+        nonlocal empty
+        batch, size = [], 0
+        for text, ends in pieces():
+            if not text:
+                empty += 1
+                continue
+            batch.append((text, ends))
+            size += len(text)
+            if size >= BATCH:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
 
-    if next(iter(pieces()), None) is None:
-        raise UserError(("data.data_files" if section.data_files else "data.path", f"no text for the {name} split"))
-    rows = Dataset.from_generator(
-        lambda: ({"text": text, "ends": ends} for text, ends in pieces()),
-        features=Features({"text": Value("large_string"), "ends": Value("bool")}),
-        cache_dir=str(scratch / name),
-        fingerprint=f"{name}-text",
-    )
-    encoded = rows.map(
-        encode,
-        batched=True,
-        batch_size=256,
-        num_proc=section.num_proc,
-        remove_columns=rows.column_names,
-        features=Features({"ids": List(Value(np.dtype(dtype).name)), "bytes": Value("int64")}),
-        cache_file_name=str(scratch / f"{name}-ids.arrow"),
-        new_fingerprint=f"{name}-ids",
-        desc=f"Tokenizing {name}",
+    encoded = DataLoader(
+        _Encoder(tokenizer, dtype),
+        sampler=batches(),
+        batch_size=None,
+        collate_fn=_unchanged,
+        num_workers=section.num_proc or 0,
+        worker_init_fn=_one_thread,
+        generator=torch.Generator(),  # it draws a number, which the run must not miss
     )
     num_bytes, starts, num_tokens = 0, [np.zeros(1, np.int64)], 0
-    with open(scratch / f"{name}.bin", "wb") as file:
-        for batch in encoded.with_format("arrow").iter(batch_size=256):
-            ids = batch.column("ids").combine_chunks().flatten().to_numpy()
-            file.write(ids.tobytes())
+    stream = folder / f"{name}.bin"
+    with (
+        open(stream, "wb") as file,
+        tqdm(desc=f"Tokenizing {name}", unit="B", unit_scale=True, disable=None, leave=False) as bar,
+    ):
+        for ids, size, strange in encoded:
+            if strange:
+                raise UserError(_unknown(tokenizer, strange, name))
+            file.write(ids)
             starts.append(np.flatnonzero(ids == end) + 1 + num_tokens if end is not None else [])
             num_tokens += len(ids)
-            num_bytes += pyarrow.compute.sum(batch.column("bytes")).as_py()
+            num_bytes += size
+            bar.update(size)
+    if num_tokens == 0:
+        raise UserError((_source_key(section), f"no text for the {name} split"))
     starts = np.concatenate(starts).astype(np.int64)
     starts = starts[starts < num_tokens]
-    _write_column(folder / f"{name}.arrow", "input_ids", np.memmap(scratch / f"{name}.bin", dtype))
-    _write_column(folder / f"{name}.documents.arrow", "start", starts)
-    return {"tokens": num_tokens, "documents": len(starts), "bytes": num_bytes}
+    if empty:
+        logger.warning(f"{empty:,} rows of the {name} split have no text and were skipped")
+    copy_to_column(stream, dtype, folder / f"{name}.arrow", "input_ids")
+    write_column(folder / f"{name}.documents.arrow", "start", starts)
+    os.remove(stream)
+    return {"tokens": num_tokens, "documents": len(starts), "bytes": num_bytes, "empty": empty}
 
 
-def _unknown(tokenizer, text: str, split: str) -> tuple[str, str]:
+def _unchanged(batch):
+    return batch
+
+
+def _one_thread(worker: int) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores
+
+
+def _unknown(tokenizer, texts: list[str], split: str) -> tuple[str, str]:
     unknown = [
-        c for c in sorted(set(text)) if tokenizer.unk_token_id in tokenizer(c, add_special_tokens=False).input_ids
+        character
+        for character in sorted(set("".join(texts)))
+        if tokenizer.unk_token_id in tokenizer(character, add_special_tokens=False).input_ids
     ]
     characters = ", ".join(repr(character) for character in unknown[:10])
     return (
         "tokenizer",
         f"has no id for {characters} in the {split} split, expected a tokenizer that knows all of the text",
     )
-
-
-def _write_column(path: Path, name: str, values: np.ndarray) -> None:
-    """One Arrow column in one record batch, so that it is read back as one memory-mapped array."""
-    column = pyarrow.RecordBatch.from_arrays([pyarrow.array(values)], names=[name])
-    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, column.schema) as writer:
-        writer.write_batch(column)
-
-
-def _read_column(path: Path, name: str) -> np.ndarray:
-    return Dataset.from_file(str(path)).data.column(name).chunk(0).to_numpy(zero_copy_only=True)
-
-
-class TextSplit:
-    """A split as sequences of `block_size` targets: `split[indices]` is a batch.
-
-    Attributes:
-        num_targets: targets in one pass over the split.
-        num_bytes: UTF-8 bytes of the split's text.
-        sequence_length: tokens of a row.
-        num_sequences: rows that hold as many targets as one pass.
-        targets_per_row: targets of every row; None where rows differ.
-    """
-
-    def __init__(self, folder: Path, name: str, block_size: int, packing: str):
-        self.tokens = _read_column(folder / f"{name}.arrow", "input_ids")
-        self.starts = _read_column(folder / f"{name}.documents.arrow", "start") if packing == "documents" else None
-        self.num_bytes = json.loads((folder / "summary.json").read_text())[name]["bytes"]
-        self.num_targets = len(self.tokens) - 1
-        self.sequence_length = block_size
-        self.num_sequences = -(-self.num_targets // block_size)
-        self.targets_per_row = block_size if packing == "windows" else None
-        self.packing = packing
-        if self.num_targets < 1:
-            raise UserError(("data.split", f"expected at least 2 tokens in the {name} split, got {len(self.tokens)}"))
-
-    def __len__(self) -> int:
-        """`windows`: one at each offset; otherwise what cutting end to end gives, the last short one included."""
-        if self.packing == "windows":
-            return len(self.tokens) - self.sequence_length
-        return self.num_sequences
-
-    def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Rows for integer `indices` (n,).
-
-        Returns:
-            `input_ids` and `targets`, int64 (n, block_size); a target is the next token, or -100 where there is none.
-            With `documents` also `position_ids`, which restart at each document.
-        """
-        first = np.asarray(indices).astype(np.int64) * (1 if self.packing == "windows" else self.sequence_length)
-        places = first[:, None] + np.arange(self.sequence_length + 1)  # (n, block_size + 1)
-        inside = np.minimum(places, len(self.tokens) - 1)
-        ids = self.tokens[inside].astype(np.int64)
-        inputs, targets = ids[:, :-1], ids[:, 1:].copy()
-        targets[places[:, 1:] >= len(self.tokens)] = IGNORED
-        if self.starts is None:
-            return {"input_ids": inputs, "targets": targets}
-        document = np.searchsorted(self.starts, inside, side="right") - 1
-        begin = np.maximum(self.starts[document[:, :-1]], first[:, None])
-        targets[document[:, 1:] != document[:, :-1]] = IGNORED
-        return {"input_ids": inputs, "targets": targets, "position_ids": places[:, :-1] - begin}
-
-
-def document_lengths(folder: Path, name: str) -> np.ndarray:
-    """Tokens of each document of a split, their ends included, int64 (documents,)."""
-    starts = _read_column(folder / f"{name}.documents.arrow", "start")
-    return np.diff(starts, append=summarize(folder)[name]["tokens"])
-
-
-def summarize(folder: Path) -> dict[str, dict[str, int]]:
-    """Tokens, documents and bytes of each split in a folder that `build_text` made."""
-    return json.loads((folder / "summary.json").read_text())

@@ -77,7 +77,7 @@ def _from_pretrained(source: str | Path, key: str, **options) -> PreTrainedModel
     """`from_pretrained` in float32 that refuses what it would only warn of: weights that are missing or do not fit."""
     try:
         network, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True, **options
+            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
     except Exception as error:  # the loader raises whatever a broken file makes it raise
         message = f"expected a model's folder or Hub id, got {str(source)!r}: {type(error).__name__}: {error}"

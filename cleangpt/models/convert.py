@@ -22,8 +22,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from ..checkpoint import write_folder
 from ..errors import UserError
+from ..files import write_folder
 from ..tokenization import load_tokenizer
 from .build import load_model
 from .nanogpt.configuration_nanogpt import NanoGPTConfig

@@ -1,0 +1,106 @@
+"""Files and folders that are there whole or not at all, whenever the process or the machine stops.
+
+.name.writing   filled, every file flushed to disk, a manifest of sizes and SHA-256 last
+name            renamed to when it is whole; what stood there before is `.name.old` for that moment
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_file(path: Path, text: str) -> None:
+    """Replaces a file by `text`."""
+    temporary = path.with_name(f".{path.name}.writing")
+    remove(temporary)
+    temporary.write_text(text, encoding="utf-8")
+    flush(temporary)
+    os.replace(temporary, path)
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Replaces `folder` by what `fill` writes, with a manifest."""
+    temporary, old = folder.with_name(f".{folder.name}.writing"), folder.with_name(f".{folder.name}.old")
+    for leftover in (temporary, old):
+        remove(leftover)
+    try:
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        _seal(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # on a full disk, makes room for what is good
+        raise
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(temporary, folder)
+    flush(folder.parent)
+    remove(old)
+
+
+def _seal(folder: Path) -> None:
+    """Writes the manifest of a folder and flushes everything in it to disk."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = {str(file.relative_to(folder)): _digest(file) for file in files}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    for path in (*files, folder / "manifest.json", *{file.parent for file in files}, folder):
+        flush(path)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the files of a folder are those of its manifest, byte for byte, and no links to elsewhere."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+        names = {str(path.relative_to(folder)) for path in paths} - {"manifest.json"}
+        if folder.is_symlink() or any(path.is_symlink() for path in paths) or names != manifest.keys():
+            return False
+        return all(_digest(folder / name) == entry for name, entry in manifest.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def remove(path: Path) -> None:
+    """Deletes a file or a folder, where there is one; of a link never what it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_at_once(folder: Path) -> None:
+    """Deletes a folder so that a half-deleted one never bears its name."""
+    old = folder.with_name(f".{folder.name}.old")
+    remove(old)
+    if folder.exists():
+        os.rename(folder, old)
+        remove(old)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Deletes what a process that was killed left half-written or half-deleted in `folder`.
+
+    Where it was killed between taking the old version away and putting the new one there, the old one comes back.
+    """
+    for path in folder.glob(".*"):
+        whole = path.with_name(path.stem.removeprefix("."))
+        if path.suffix == ".old" and not whole.exists() and is_whole(path):
+            os.rename(path, whole)
+        elif path.suffix in (".old", ".writing"):
+            remove(path)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or a folder's list of files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(file: Path) -> dict:
+    with open(file, "rb") as stream:
+        return {"size": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}

@@ -1,0 +1,94 @@
+"""What one watches in a run besides its losses: how well the machine is used, how far weights move, how large they are.
+
+Everything is computed when a line of metrics is due, and never in between.
+"""
+
+import functools
+import resource
+import sys
+import time
+
+import torch
+from torch import nn
+
+
+def flops_per_token(model) -> int:
+    """Floating-point operations of training on one token, forward and backward, without recomputation.
+
+    6 for each weight in a matrix product, and 12 x layers x width x context for attention (PaLM, arXiv 2204.02311,
+    appendix B). Causal attention is counted in full, as everybody does.
+
+    Args:
+        model: a transformers model, its context counted as long as its positions.
+    """
+    config = model.config
+    products = model.num_parameters(exclude_embeddings=True)
+    if config.tie_word_embeddings:
+        products += config.vocab_size * config.hidden_size  # the head, which is an embedding by name
+    attention = 12 * config.num_hidden_layers * config.hidden_size * config.max_position_embeddings
+    return 6 * products + attention
+
+
+@functools.cache
+def peak_flops(device: torch.device, dtype: torch.dtype, num_threads: int) -> float:
+    """Floating-point operations a second of a square matrix product, the best of three, measured on `device`.
+
+    Args:
+        num_threads: of this process's CPU part; a measurement for another number is another one.
+    """
+    size = 2048 if device.type == "cpu" else 8192
+    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    fastest = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        (one @ other)[0, 0].item()  # waits for the device
+        fastest = min(fastest, time.perf_counter() - started)
+    return 2 * size**3 / fastest
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the device's memory, the most that was allocated; of a CPU process, the most that was resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else 1024 * resident
+
+
+def copy_weights(model: nn.Module) -> list[torch.Tensor]:
+    """This process's part of every weight, as it is now."""
+    return [_local(weight).clone() for weight in model.parameters() if weight.requires_grad]
+
+
+@torch.no_grad()
+def update_ratio(before: list[torch.Tensor], model: nn.Module) -> float:
+    """Length of the last update over the length of the weights, both as one vector; 1e-3 is usual.
+
+    Args:
+        before: `copy_weights` before the update.
+    """
+    after = [_local(weight) for weight in model.parameters() if weight.requires_grad]
+    moved = torch.stack(torch._foreach_norm(torch._foreach_sub(after, before))).norm()
+    return (moved / torch.stack(torch._foreach_norm(before)).norm()).item()
+
+
+@torch.no_grad()
+def weight_norms(model: nn.Module) -> dict[str, float]:
+    """`weight_norm/` and a layer's name, `transformer.h.0` say, to the length of its weights as one vector.
+
+    Layers are what stands in the model's list of blocks; weights elsewhere stand for themselves.
+    """
+    groups: dict[str, list[torch.Tensor]] = {}
+    for name, weight in model.named_parameters():
+        parts = name.removeprefix("module.").split(".")
+        number = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts) - 2)
+        groups.setdefault(".".join(parts[: number + 1]), []).append(_local(weight))
+    return {
+        f"weight_norm/{name}": torch.stack(torch._foreach_norm(weights)).norm().item()
+        for name, weights in groups.items()
+    }
+
+
+def _local(weight: torch.Tensor) -> torch.Tensor:
+    """A weight, or of a sharded one this process's shard."""
+    weight = weight.detach()
+    return weight.to_local() if hasattr(weight, "to_local") else weight

@@ -1,0 +1,78 @@
+"""One optimizer step: reproducible randomness, an exact gradient however it is accumulated, one safe update."""
+
+import contextlib
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.nn import functional as F
+
+from . import schedules
+from .data.loader import Batch
+from .data.splits import IGNORED
+from .launch import agree
+from .optim import apply_updates, set_hyperparameters
+
+
+def step_seed(seed: int, step: int, process: int) -> int:
+    """The seed of all randomness in one step of one process, so that a resumed run draws the same."""
+    return int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0])
+
+
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """`torch.manual_seed` for the CPU and `device` alone: to seek every other kind costs half a millisecond."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
+def accumulate(accelerator: Accelerator, model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Adds up the gradient of the mean loss over all targets of a step, however they are split.
+
+    Returns:
+        This process's part of that mean loss, in nats; the parts of all processes add up to it.
+    """
+    total = torch.zeros((), device=accelerator.device)
+    for i, micro_batch in enumerate(batch.micro_batches):
+        last = i == len(batch.micro_batches) - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            targets = micro_batch.pop("targets")  # (rows, time)
+            logits = model(**micro_batch, use_cache=False).logits  # (rows, time, vocab)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+            loss = nats / batch.num_targets
+            accelerator.backward(loss * accelerator.num_processes)  # processes average their gradients: undone here
+        total = total + loss.detach()
+    return total
+
+
+def update(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizers: list,
+    values: schedules.Values,
+    max_grad_norm: float | None,
+    loss: torch.Tensor,
+    stop: bool,
+) -> tuple[torch.Tensor, bool, bool]:
+    """Updates the weights at this step's rate and weight decay, unless loss or gradient are not finite.
+
+    Args:
+        loss: what `accumulate` returned. stop: whether this process was asked to stop.
+
+    Returns:
+        The gradient's norm before clipping; whether the update was made; whether any process was asked to stop. The
+        last two are the same on all processes.
+    """
+    set_hyperparameters(optimizers, values.lr, values.weight_decay)
+    grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
+    # With a scaler, as fp16 needs, an infinite gradient is usual and the scaler's to deal with.
+    is_bad = not torch.isfinite(loss) or (accelerator.scaler is None and not torch.isfinite(grad_norm))
+    is_bad, stop = agree(accelerator, is_bad, stop)
+    if is_bad:
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+    else:
+        apply_updates(optimizers)
+    return grad_norm, not is_bad, stop

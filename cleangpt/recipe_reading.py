@@ -7,6 +7,7 @@ concerns several keys. All mistakes are told at once.
 """
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import glob
@@ -50,7 +51,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         for layer in layers:
             _use_standard_names(layer, model_type)
         merged = OmegaConf.merge(*layers)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:
         raise UserError((str(path), f"sections cannot be merged: {error}")) from error
     return parse_recipe(OmegaConf.to_container(merged), default_name=Path(path).stem)
 
@@ -75,7 +76,7 @@ def parse_recipe(values: dict, default_name: str) -> Recipe:
         problems.update(wrong)
     if not sections & {"data", "tokenizer"}:
         problems.update(_check_data(recipe))
-    if not sections & {"data", "training", "schedule", "checkpoint", "tracking", "hub"}:
+    if not sections & {"run", "data", "training", "schedule", "checkpoint", "tracking", "hub"}:
         problems.update(_check_training(recipe))
     if problems:
         raise UserError(*problems.items())
@@ -84,11 +85,15 @@ def parse_recipe(values: dict, default_name: str) -> Recipe:
 
 def _without(values: dict, keys: dict) -> dict:
     """`values` without the dotted `keys`."""
-    config = OmegaConf.create(values)
+    values = copy.deepcopy(values)
     for key in keys:
-        parent, _, name = key.rpartition(".")
-        (OmegaConf.select(config, parent) if parent else config).pop(name, None)
-    return OmegaConf.to_container(config)
+        *parents, name = key.split(".")
+        section = values
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            section.pop(name, None)
+    return values
 
 
 def parse_command(arguments: Sequence[str]) -> Recipe:
@@ -122,9 +127,10 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> list:
         raise UserError((str(path), f"expected YAML: {error}")) from error
     if not OmegaConf.is_dict(config):
         raise UserError((str(path), "expected sections with keys, such as `training:`"))
-    base = config.pop("base", None)
+    base = OmegaConf.to_container(config).get("base")  # as written: `${...}` is text here
     if base is None:
         return [config]
+    del config["base"]
     if not isinstance(base, str):
         raise UserError((f"{path}: base", f"expected the path of a recipe, got {base!r}"))
     return [*_read_with_bases(path.parent / base, (*above, path.resolve())), config]
@@ -135,7 +141,8 @@ def _use_standard_names(layer, model_type: str | None) -> None:
     from transformers import CONFIG_MAPPING
 
     model = layer.get("model")
-    names = CONFIG_MAPPING[model_type].attribute_map if model_type in CONFIG_MAPPING else {}
+    known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
+    names = CONFIG_MAPPING[model_type].attribute_map if known else {}
     for key in [key for key in model if key in names] if OmegaConf.is_dict(model) else []:
         if names[key] not in model:
             model[names[key]] = model.pop(key)
@@ -215,6 +222,8 @@ def _translate(error: dict) -> tuple[str, str]:
         if part not in inner.__pydantic_fields__:
             return ".".join(keys), f"unknown key, {_nearest(part, list(inner.__pydantic_fields__))}"
         field = inner.__pydantic_fields__[part]
+    if field is None:
+        return ".".join(map(str, error["loc"])) or "recipe", f"expected {_allowed(Recipe)}, got {error['input']!r}"
     key = ".".join(keys)
     if error["type"] == "missing":
         return key, f"missing, expected {_allowed(field.annotation, field.metadata)}"
@@ -351,6 +360,9 @@ def _check_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
             "training.micro_batch_size",
             f"expected at most batch_size {training.batch_size}, got {training.micro_batch_size}",
         )
+    name = recipe.run.name
+    if name is not None and (Path(name).is_absolute() or ".." in Path(name).parts or name.startswith(".")):
+        yield "run.name", f"expected a folder's name below run.output_dir, got {name!r}"
     if recipe.data.path in ARITHMETIC and recipe.data.num_digits > 4 and recipe.evaluation.num_problems is None:
         yield "evaluation.num_problems", "expected a number: nobody can grade all problems of more than 4 digits"
     if recipe.checkpoint.metric == "eval/accuracy" and recipe.data.path not in ARITHMETIC:

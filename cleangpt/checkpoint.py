@@ -155,13 +155,13 @@ class Saver:
             self.pending.pop(0).result()
 
 
-def write_model(folder: Path, model, snapshot: Snapshot, tokenizer, card: str) -> None:
-    """Writes a `from_pretrained` folder with `card` as its README."""
+def write_model(folder: Path, model, snapshot: Snapshot, tokenizer, write_card: Callable[[Path], None]) -> None:
+    """Writes a `from_pretrained` folder, into which `write_card` puts its README."""
 
     def fill(folder: Path):
         model.save_pretrained(folder, state_dict=dict(snapshot.weights))
         tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(card)
+        write_card(folder)
 
     write_folder(folder, fill)
 

@@ -99,3 +99,20 @@ def solve(model, tokenizer, split, indices: np.ndarray) -> list[tuple[str, str, 
         text = continue_texts(model, tokenizer, [question], 0, split.answer_width, do_sample=False)[0]
         solved.append((question, text.removeprefix(question), answer))
     return solved
+
+
+def final_samples(model, data, recipe) -> list[str]:
+    """Texts that show what a trained model can do, the same for the same weights.
+
+    Args:
+        data: see `data/prepare.py`. recipe: as resolved.
+
+    Returns:
+        For text each prompt with its continuation; for arithmetic one text, a held-out problem a line.
+    """
+    if not hasattr(data.splits["validation"], "answer_width"):
+        prompts = recipe.evaluation.prompts or [data.example]
+        return continue_texts(model, data.tokenizer, prompts, recipe.run.seed, 200, do_sample=True, top_k=50)
+    split = data.splits.get("test", data.splits["validation"])
+    solved = solve(model, data.tokenizer, split, np.arange(min(5, len(split))))
+    return ["\n".join(q + answer + (f"   (right: {right})" if answer != right else "") for q, answer, right in solved)]

@@ -1,26 +1,184 @@
-"""Publishing on the Hugging Face Hub; a Hub that cannot be reached never ends a run."""
+"""Publishing on the Hugging Face Hub, in the background; whatever the Hub does, the run goes on.
 
+    best/, final/ ──> snapshot ──> waits (the newest only) ──> one commit ──> on the Hub
+                      (hard links)          ^────────────────── failed: tried again with the next push, told at the end
+
+A push is a single commit, so the repository always shows one model whole. The token is read where huggingface_hub
+reads it, and cut out of whatever the Hub answers.
+"""
+
+import os
+import shlex
+import shutil
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 
-from accelerate import Accelerator
-from accelerate.logging import get_logger
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, get_token, set_client_factory
+from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils._http import default_client_factory
 
-logger = get_logger(__name__)
+SILENCE_S = 60.0  # after which a connection that says nothing is given up
+SLOWEST = 500_000  # bytes a second that an upload may be expected to reach
+
+RUN_FILES = ("recipe.yaml", "metrics.jsonl")  # of the run's folder, published beside the model
 
 
-def push_folder(accelerator: Accelerator, folder: Path, section, run_name: str, message: str) -> None:
-    """Uploads a saved model's folder; a Hub that refuses or cannot be reached gets a warning that says why.
+def push_folder(folder: Path, repo_id: str, private: bool, message: str, beside: dict[str, Path] | None = None) -> str:
+    """Uploads a saved model's folder as one commit; makes the repository where there is none.
 
     Args:
-        accelerator: its main process uploads. section: `recipe.hub`.
-        run_name: names the repository where the section does not. message: of the commit.
+        repo_id: `user/name`, or `name` in the token's namespace. private: visible to its owner only.
+        message: of the commit. beside: further files and folders by their path in the repository.
+
+    Returns:
+        The repository's full id.
+
+    Raises:
+        ConnectionError: when it is not there afterwards, with a message that says why and holds no token.
     """
-    if not accelerator.is_main_process:
-        return
     try:
+        _give_up_on_silence()
         api = HfApi()
-        repo_id = api.create_repo(section.repo_id or run_name, private=section.private, exist_ok=True).repo_id
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
-    except Exception as error:  # whatever the network does, the run goes on
-        logger.warning(f"not pushed to the Hub: {error}; repeat with: hf upload {section.repo_id or run_name} {folder}")
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if private and not api.model_info(repo_id).private:
+            raise ValueError(f"{repo_id} is public; say hub.private: false, or make it private there")
+        files = _files_in(folder, "")
+        for place, path in (beside or {}).items():
+            files |= _files_in(path, f"{place}/") if path.is_dir() else {place: path}
+        api.create_commit(
+            repo_id,
+            [CommitOperationAdd(place, path) for place, path in sorted(files.items())],
+            commit_message=message,
+        )
+    except Exception as error:  # the network and the Hub raise many kinds
+        raise ConnectionError(_without_token(f"{type(error).__name__}: {error}")) from None
+    return repo_id
+
+
+def _files_in(folder: Path, prefix: str) -> dict[str, Path]:
+    """The files below a folder, hidden ones left out, by their path in the repository."""
+    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    return {
+        f"{prefix}{place.as_posix()}": path
+        for place, path in files.items()
+        if not any(part.startswith(".") for part in place.parts)
+    }
+
+
+def _give_up_on_silence() -> None:
+    """By itself huggingface_hub waits for an answer for ever."""
+
+    def make_client():
+        client = default_client_factory()
+        client.timeout = SILENCE_S
+        return client
+
+    set_client_factory(make_client)
+
+
+def _without_token(text: str) -> str:
+    token = get_token()
+    return " ".join((text.replace(token, "***") if token else text).split())
+
+
+@dataclass
+class Push:
+    """What waits to be uploaded."""
+
+    snapshot: Path
+    """The files as they were, hard links where the disk has them."""
+    folder: Path
+    """Where they come from."""
+    message: str
+
+
+class Publisher:
+    """Pushes a run's models one at a time, in a thread that never holds up the loop.
+
+    Args:
+        section: `recipe.hub`. run_name: names the repository where the section does not.
+        run_folder: with `recipe.yaml` and `metrics.jsonl`. active: false on all processes but the main one.
+    """
+
+    def __init__(self, section, run_name: str, run_folder: Path, active: bool):
+        self.repo_id, self.private = section.repo_id or run_name, section.private
+        self.run_folder, self.active = run_folder, active and section.push
+        self.lock, self.thread = threading.Lock(), None
+        self.pending: Push | None = None  # the newest that is not on the Hub
+        self.current: Push | None = None  # under way
+        self.error: str | None = None  # of the last try
+        self.count = 0
+        if self.active:
+            disable_progress_bars()  # they would break into the run's own
+            for leftover in run_folder.glob(".push-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def push(self, folder: Path, message: str) -> None:
+        """Takes a snapshot of a saved model's folder and returns; an older one that still waits is dropped."""
+        if not self.active or not folder.is_dir():  # no best model yet
+            return
+        self.count += 1
+        snapshot = self.run_folder / f".push-{self.count}"
+        shutil.copytree(folder, snapshot, copy_function=_link)
+        for name in RUN_FILES:
+            shutil.copy2(self.run_folder / name, snapshot / name)  # copied: the run still writes to them
+        with self.lock:
+            if self.pending is not None and self.pending is not self.current:
+                shutil.rmtree(self.pending.snapshot)
+            self.pending = Push(snapshot, folder, message)
+            if self.thread is None:
+                self.thread = threading.Thread(target=self._work, daemon=True)
+                self.thread.start()
+
+    def _work(self) -> None:
+        """Uploads until nothing new is pending; what failed stays pending."""
+        tried = None
+        while True:
+            with self.lock:
+                self.current = self.pending
+                if self.current is None or self.current is tried:
+                    self.current = self.thread = None
+                    return
+            tried, self.error = self.current, None
+            try:
+                push_folder(tried.snapshot, self.repo_id, self.private, tried.message)
+            except ConnectionError as error:
+                self.error = str(error)
+            with self.lock:
+                if self.error is None and self.pending is tried:
+                    self.pending = None
+                if self.pending is not tried:
+                    shutil.rmtree(tried.snapshot, ignore_errors=True)
+
+    def close(self) -> list[str]:
+        """Waits for what is under way, no longer than an upload of its size may take.
+
+        Returns:
+            Lines that say what is not on the Hub and how to repeat the push; none when all is well.
+        """
+        with self.lock:
+            thread, push = self.thread, self.pending
+        if push is None:
+            return []
+        if thread is not None:
+            size = sum(path.stat().st_size for path in push.snapshot.rglob("*") if path.is_file())
+            thread.join(SILENCE_S + 2 * size / SLOWEST)  # an older one may be under way before it
+        with self.lock:
+            if self.pending is None:
+                return []
+            self.pending = None
+            for snapshot in self.run_folder.glob(".push-*"):
+                shutil.rmtree(snapshot, ignore_errors=True)
+        return [
+            f"not pushed to the Hub: {self.error or 'it has not answered in time'}. To push it again:",
+            f"  python scripts/push_to_hub.py {shlex.quote(str(push.folder))} {self.repo_id}",
+        ]
+
+
+def _link(source: str, target: str) -> None:
+    """A hard link, which a folder renamed or deleted meanwhile does not touch; a copy where the disk has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -68,6 +68,8 @@ def parse_recipe(values: dict, default_name: str) -> Recipe:
             recipe = adapter.validate_python(_without(values, problems))
         except pydantic.ValidationError:
             raise UserError(*problems.items()) from error
+    if recipe.run.name is None:
+        recipe.run.name = default_name
     sections = {key.split(".")[0] for key in problems}
     if "model" not in sections:
         recipe.model, wrong = _check_model(recipe.model)
@@ -78,8 +80,6 @@ def parse_recipe(values: dict, default_name: str) -> Recipe:
         problems.update(_check_training(recipe))
     if problems:
         raise UserError(*problems.items())
-    if recipe.run.name is None:
-        recipe.run.name = default_name
     return recipe
 
 
@@ -387,10 +387,10 @@ def _check_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for package in recipe.tracking.trackers:
         if importlib.util.find_spec(package) is None:
             yield "tracking.trackers", f"{package} is not installed: pip install {package}"
-    if recipe.hub.repo_id is not None:
+    if recipe.hub.push or recipe.hub.repo_id is not None:
         from huggingface_hub.utils import HFValidationError, validate_repo_id
 
         try:
-            validate_repo_id(recipe.hub.repo_id)
+            validate_repo_id(recipe.hub.repo_id or recipe.run.name)
         except HFValidationError as error:
             yield "hub.repo_id", str(error)

@@ -12,6 +12,7 @@ from .data.loader import Loader
 from .data.prepare import PreparedData, prepare_data
 from .errors import UserError
 from .files import clear_leftovers
+from .hub import Publisher
 from .launch import start_accelerator
 from .models.build import build_model, load_config, load_model
 from .monitoring import flops_per_token
@@ -33,6 +34,7 @@ class Run:
     loader: Loader
     tracker: Tracker
     saver: Saver
+    publisher: Publisher
     progress: Progress
     max_steps: int
 
@@ -96,8 +98,20 @@ def build_run(recipe: Recipe, start: Start) -> Run:
     network = accelerator.unwrap_model(model)
     tracker = Tracker(accelerator, recipe, progress, max_steps, flops_per_token(network))
     tracker.say(describe(recipe, network.num_parameters(), accelerator, progress.step))
-    saver = Saver(accelerator)
-    return Run(recipe, accelerator, data, model.train(), optimizers, loader, tracker, saver, progress, max_steps)
+    publisher = Publisher(recipe.hub, recipe.run.name, recipe.folder, accelerator.is_main_process)
+    return Run(
+        recipe,
+        accelerator,
+        data,
+        model.train(),
+        optimizers,
+        loader,
+        tracker,
+        Saver(accelerator),
+        publisher,
+        progress,
+        max_steps,
+    )
 
 
 def compile_blocks(model: nn.Module) -> None:

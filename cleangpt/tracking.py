@@ -1,13 +1,19 @@
 """Metrics: `metrics.jsonl`, the progress bar and the trackers, from one place that knows when each is due."""
 
+import importlib
 import json
 import math
+import os
+import secrets
 import sys
+import textwrap
 import time
 from pathlib import Path
 
+import pandas
 import torch
 from accelerate import Accelerator
+from matplotlib.image import imread
 from tqdm import tqdm
 
 from .files import write_file
@@ -34,7 +40,9 @@ class Tracker:
         if accelerator.is_main_process:
             _cut_after(self.file, step)
         if section.trackers:
-            accelerator.init_trackers(section.project, _flatten(config), _tracker_options(recipe))
+            options = _tracker_options(recipe, step) if accelerator.is_main_process else {}
+            accelerator.init_trackers(section.project, _flatten(config), options)
+            _use_own_step(accelerator)
         self.bar = tqdm(
             total=max_steps,
             initial=step,
@@ -101,8 +109,28 @@ class Tracker:
         if self.accelerator.is_main_process:
             with open(self.file, "a") as file:
                 file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
-        if self.accelerator.trackers:
-            self.accelerator.log(line, step=progress.step)
+        for tracker in self.accelerator.trackers:  # wandb drops what comes at an earlier step than its own
+            tracker.log(line, **({} if tracker.name == "wandb" else {"step": progress.step}))
+
+    def log_samples(self, progress, samples: list[str]) -> None:
+        """Shows texts that the model wrote, and gives them to the trackers."""
+        for text in samples:
+            self.say(f"--- a sample\n{text}\n---")
+        for tracker in self.accelerator.trackers if self.accelerator.is_main_process else []:
+            if tracker.name == "tensorboard":
+                for number, text in enumerate(samples):  # indented: Markdown shows it as it is
+                    tracker.log({f"sample/{number}": textwrap.indent(text, "    ")}, step=progress.step)
+            else:
+                table = _package(tracker).Table(dataframe=pandas.DataFrame({"step": progress.step, "text": samples}))
+                tracker.log({"step": progress.step, "samples": table})
+
+    def log_picture(self, progress, name: str, path: Path) -> None:
+        """Gives a PNG file to the trackers."""
+        for tracker in self.accelerator.trackers if self.accelerator.is_main_process else []:
+            if tracker.name == "tensorboard":
+                tracker.log_images({name: imread(path)[None, :, :, :3]}, step=progress.step, dataformats="NHWC")
+            else:
+                tracker.log({"step": progress.step, name: _package(tracker).Image(str(path))})
 
     def say(self, text: str) -> None:
         """Prints above the progress bar, once for all processes."""
@@ -141,9 +169,39 @@ def _flatten(config: dict, prefix: str = "") -> dict:
     return flat
 
 
-def _tracker_options(recipe) -> dict:
-    """The run's name for each tracker that takes one, and wandb's files in the run's folder."""
-    options = {name: {"name": recipe.run.name} for name in recipe.tracking.trackers if name in ("wandb", "trackio")}
+def _tracker_options(recipe, step: int) -> dict:
+    """What each tracker needs to name the run, and to go on with it where `step` is not 0."""
+    options = {name: {} for name in recipe.tracking.trackers}
+    if "tensorboard" in options and step:
+        options["tensorboard"]["purge_step"] = step + 1  # of the steps that were not kept
+    if "trackio" in options:
+        options["trackio"] = {"name": recipe.run.name, "resume": "allow" if step else "never"}
     if "wandb" in options:
-        options["wandb"]["dir"] = str(recipe.folder)
+        import wandb
+
+        file = recipe.folder / "wandb" / "id"
+        if not step or not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(secrets.token_hex(4))
+        options["wandb"] = {
+            "name": recipe.run.name,
+            "dir": str(recipe.folder),
+            "id": file.read_text(),
+            "resume": "allow",
+            # Without a login wandb would ask for one, or end the run.
+            "mode": os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline"),
+        }
     return options
+
+
+def _use_own_step(accelerator: Accelerator) -> None:
+    """Lets wandb draw everything over our `step`, so that a resumed run continues its curves."""
+    for tracker in accelerator.trackers if accelerator.is_main_process else []:
+        if tracker.name == "wandb":
+            tracker.tracker.define_metric("step")
+            tracker.tracker.define_metric("*", step_metric="step")
+
+
+def _package(tracker):
+    """wandb or trackio: the same names for the same things."""
+    return importlib.import_module(tracker.name)

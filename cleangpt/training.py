@@ -9,18 +9,17 @@
 
 import errno
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
 
 from . import schedules
-from .card import model_card
+from .card import write_card
 from .checkpoint import newest_checkpoint, take_snapshot, write_checkpoint, write_model
 from .errors import Stopped, UserError
-from .evaluation import continue_texts, evaluate, solve
-from .hub import push_folder
+from .evaluation import continue_texts, evaluate, final_samples
 from .interruption import Interruption
 from .models.build import resolve_block_size
 from .monitoring import copy_weights, update_ratio, weight_norms
@@ -105,12 +104,14 @@ def boundary(run: Run) -> None:
     due = macro_batch % recipe.checkpoint.every == 0 or last or progress.stopped_early
     save(run, folder / "best" if better else None, due)
     if recipe.hub.push and (better if recipe.hub.every is None else macro_batch % recipe.hub.every == 0):
-        message = f"Best model of step {progress.step}"
-        run.saver.submit(push_folder, run.accelerator, folder / "best", recipe.hub, recipe.run.name, message)
+        run.saver.submit(run.publisher.push, folder / "best", f"Best model, pushed at step {progress.step}")
 
 
-def save(run: Run, folder: Path | None, checkpoint: bool) -> None:
-    """Copies the state of the run, and leaves it to the background to write a model's folder, a checkpoint, or both."""
+def save(run: Run, folder: Path | None, checkpoint: bool, samples: list[str] | None = None) -> None:
+    """Copies the state of the run, and leaves it to the background to write a model's folder, a checkpoint, or both.
+
+    `samples` of the final model make its card the run's report.
+    """
     if folder is None and not checkpoint:
         return
     run.saver.wait()
@@ -118,7 +119,7 @@ def save(run: Run, folder: Path | None, checkpoint: bool) -> None:
     snapshot = take_snapshot(run.accelerator, run.model, run.optimizers)
     model, progress = run.accelerator.unwrap_model(run.model), replace(run.progress)
     if folder is not None:
-        card = model_card(run.recipe, str(folder), model.num_parameters(), progress, progress.metrics, run.data.example)
+        card = partial(write_card, run=replace(run, progress=progress), samples=samples)
         run.saver.submit(write_model, folder, model, snapshot, run.data.tokenizer, card)
     if checkpoint:
         recipe, tokenizer = run.recipe, run.data.tokenizer
@@ -163,14 +164,14 @@ def evaluate_validation(run: Run) -> dict[str, float]:
         texts = continue_texts(
             model, run.data.tokenizer, section.prompts, recipe.run.seed, 100, do_sample=True, top_k=50
         )
-        for text in texts:
-            run.tracker.say(f"--- a sample\n{text}\n---")
+        run.tracker.log_samples(progress, texts)
     return metrics
 
 
 def finish(run: Run) -> Path:
     """Writes `final`, shows what the model can do and how to load it."""
     recipe, data, say, final = run.recipe, run.data, run.tracker.say, run.recipe.folder / "final"
+    model = run.accelerator.unwrap_model(run.model)
     if "test" in data.splits:
         split = data.splits["test"]
         graded = min(len(split), 200_000) if recipe.data.path in ARITHMETIC else len(split)
@@ -178,20 +179,18 @@ def finish(run: Run) -> Path:
         run.progress.metrics = run.progress.metrics | {f"test/{name}": value for name, value in figures.items()}
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
         say(f"test split, {graded:,} sequences: {shown}")
+    samples = final_samples(model, data, recipe)
     if recipe.data.path in ARITHMETIC:
         order = ", last digit first" if recipe.data.reverse_answer else ""
-        say(f"held-out problems with the model's answers{order}:")
-        split = data.splits.get("test", data.splits["validation"])
-        for question, answer, right in solve(
-            run.accelerator.unwrap_model(run.model), data.tokenizer, split, np.arange(5)
-        ):
-            say(f"  {question}{answer}" + ("" if answer == right else f"   (right: {right})"))
-    save(run, final, checkpoint=False)
+        say(f"held-out problems with the model's answers{order}:\n  " + samples[0].replace("\n", "\n  "))
+    save(run, final, False, samples)
     run.saver.wait()
     run.accelerator.wait_for_everyone()
-    if recipe.hub.push:
-        push_folder(run.accelerator, final, recipe.hub, recipe.run.name, "Final model")
+    run.tracker.log_picture(run.progress, "curves", final / "curves.png")
+    run.publisher.push(final, f"Final model, step {run.progress.step}")
     say(f"The model is in {final}. To load it:")
     say(f'  import cleangpt; model = transformers.AutoModelForCausalLM.from_pretrained("{final}")')
+    for line in run.publisher.close():  # what is not on the Hub
+        say(line)
     run.tracker.close()
     return final

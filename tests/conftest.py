@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import settings
 # Before anything imports the libraries that read them.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="cleangpt-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_XET"] = "1"  # with xet an upload to a server without it fails
 os.environ["WANDB_MODE"] = "offline"
 for _name in ("MASTER_ADDR", "WORLD_SIZE", "RANK", "LOCAL_RANK", "HF_DATASETS_CACHE", "HF_TOKEN"):
     os.environ.pop(_name, None)
@@ -80,6 +83,27 @@ def tiny_adder(write_recipe) -> Path:
         training={"max_steps": 4, "batch_size": 8, "macro_batch": 2},
         tracking={"log_every": 1},
     )
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub of this test's own, see `hub_server.py`; this process and those that get its environment use it."""
+    import huggingface_hub.utils._http as http
+    from hub_server import HubServer
+    from huggingface_hub import constants
+
+    server = HubServer("hf_secretsecretsecret")
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hurried = {**vars(http.time), "sleep": lambda seconds: None}  # between two tries of a request
+    monkeypatch.setattr(http, "time", types.SimpleNamespace(**hurried))
+    monkeypatch.setenv("HF_TOKEN", server.token)
+    http.close_session()
+    yield server
+    http.close_session()
+    server.shutdown()
+    server.server_close()
 
 
 def needs(*packages: str):

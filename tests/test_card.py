@@ -1,4 +1,4 @@
-"""The model card: valid metadata, an example that runs."""
+"""The model card: valid metadata, examples that run, the run's report with its picture."""
 
 import re
 
@@ -7,15 +7,41 @@ from conftest import run_python
 from huggingface_hub import ModelCard
 
 from cleangpt import load_recipe, train
+from cleangpt.card import dataset_license
 
 
 @pytest.mark.parametrize("kind", ["tiny_text", "tiny_adder"])
-def test_the_card_is_valid_and_its_example_runs(kind, request):
+def test_the_card_is_valid_and_its_examples_run(kind, request):
     final = train(load_recipe(request.getfixturevalue(kind)))
     card = ModelCard.load(final / "README.md")
     assert card.data.library_name == "transformers"
     assert {result.metric_type for result in card.data.eval_results} >= {"loss", "perplexity"}
-    code = re.search(r"```python\n(.*?)```", card.text, re.DOTALL).group(1)
-    done = run_python("-c", code)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    blocks = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    assert len(blocks) == 2 and "import cleangpt" in blocks[0]
+    for code in (blocks[0], "import sys\n" + blocks[1] + "print('cleangpt' not in sys.modules)"):
+        done = run_python("-c", code)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() and "False" not in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["tiny_text", "tiny_adder"])
+def test_the_card_of_the_final_model_reports_the_run(kind, request):
+    recipe = load_recipe(request.getfixturevalue(kind))
+    final = train(recipe)
+    text = (final / "README.md").read_text()
+    assert "](curves.png)" in text and (final / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for part in ("What it writes:", "| hardware |", "| seconds |", "python train.py", "## Limits", recipe.to_yaml()):
+        assert part in text
+    assert "licence" in text
+    best = (recipe.folder / "best" / "README.md").read_text()
+    assert "curves.png" not in best and f"{recipe.folder / 'best'}" in best
+
+
+def test_another_architecture_has_a_card_of_its_own(tiny_adder):
+    options = ["--model.model_type=qwen3", "--model.intermediate_size=32", "--model.num_key_value_heads=1"]
+    text = (train(load_recipe(tiny_adder, [*options, "--model.head_dim=8"])) / "README.md").read_text()
+    assert "plain qwen3" in text and "import cleangpt" not in text
+
+
+def test_a_licence_that_cannot_be_asked_for_is_unknown():
+    assert dataset_license("someone/something") is None

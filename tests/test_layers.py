@@ -12,7 +12,7 @@ LAYERS = [
     | {"optim", "launch", "checkpoint", "tracking", "card", "hub"},
     {"evaluation", "outputs", "step", "data.prepare", "models.convert"},
     {"run"},
-    {"training"},
+    {"training", "plan"},
 ]
 
 

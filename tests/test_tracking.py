@@ -1,22 +1,120 @@
-"""Trackers get what `metrics.jsonl` gets; a Hub out of reach changes nothing."""
+"""Trackers get what `metrics.jsonl` gets, over the run's own step; a Hub out of reach changes nothing."""
 
+import json
+import struct
 import time
+from pathlib import Path
 
 import pytest
-from conftest import read_metrics
+from conftest import needs, read_metrics
+from wandb.proto.wandb_internal_pb2 import Record
 
 from cleangpt import UserError, load_recipe, train
 
+PROMPT = ['--evaluation.prompts=["The "]']
 
-def test_wandb_gets_a_run_without_an_account(tiny_adder):
-    train(recipe := load_recipe(tiny_adder, ["--tracking.trackers=[wandb]"]))
-    (run,) = (recipe.folder / "wandb").glob("offline-run-*/run-*.wandb")
-    names = (b"train/loss", b"eval/accuracy", b"grad_norm", b"optimizer.lr")
-    for _ in range(100):  # its own process writes the file, a moment later
-        if all(name in run.read_bytes() for name in names):
-            break
+
+def wandb_records(file: Path) -> list[Record]:
+    """The records of an offline run: LevelDB's log format after a header of 7 bytes, blocks of 32 KB."""
+    content, place, parts, records = file.read_bytes(), 7, [], []
+    while place + 7 <= len(content):
+        room = 32768 - place % 32768
+        if room < 7:
+            place += room
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, place)  # kind: 1 whole, 2 first, 3 middle, 4 last
+        parts.append(content[place + 7 : place + 7 + length])
+        place += 7 + length
+        if kind in (1, 4):
+            records.append(Record.FromString(b"".join(parts)))
+            parts = []
+    return records
+
+
+def wandb_runs(folder: Path) -> list[list[Record]]:
+    """The records of each part of an offline run; wandb's own process writes the last one a moment after the run."""
+    for _ in range(100):
+        files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime)
+        runs = [wandb_records(file) for file in files]
+        if runs and all(any(record.HasField("exit") for record in run) for run in runs):
+            return runs
         time.sleep(0.1)
-    assert [name for name in names if name not in run.read_bytes()] == []
+    raise AssertionError(f"no finished run in {folder}")
+
+
+def wandb_lines(folder: Path) -> list[dict]:
+    """What was logged to wandb, in order, over all parts of a run."""
+    lines = []
+    for record in [record for run in wandb_runs(folder) for record in run if record.HasField("history")]:
+        items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+        lines.append({key: json.loads(value) for key, value in items.items() if not key.startswith("_")})
+    return lines
+
+
+def test_wandb_gets_every_line_without_an_account(tiny_text):
+    train(recipe := load_recipe(tiny_text, ["--tracking.trackers=[wandb]", *PROMPT]))
+    logged = [line for line in wandb_lines(recipe.folder) if "tokens" in line]
+    assert logged == read_metrics(recipe.folder)
+
+
+def test_wandb_gets_recipe_samples_and_picture_over_our_step(tiny_text):
+    train(recipe := load_recipe(tiny_text, ["--tracking.trackers=[wandb]", *PROMPT]))
+    lines = wandb_lines(recipe.folder)
+    assert [line["step"] for line in lines if "samples/_type" in line or "samples" in line] == [0, 3, 6]
+    assert any("curves" in key for line in lines for key in line)
+    (records,) = wandb_runs(recipe.folder)
+    (run,) = [record.run for record in records if record.HasField("run")]
+    config = {item.key: item.value_json for item in run.config.update}
+    for record in records:
+        if record.HasField("config"):
+            config |= {item.key: item.value_json for item in record.config.update}
+    assert config["optimizer.lr"] == "0.001"
+    steps = {record.metric.glob_name: record.metric.step_metric for record in records if record.HasField("metric")}
+    assert steps["*"] == "step"
+
+
+def test_a_resumed_run_is_the_same_run_to_wandb(tiny_text):
+    flat = ["--schedule.lr.style=constant", "--schedule.lr.warmup_ratio=0", "--tracking.trackers=[wandb]"]
+    train(load_recipe(tiny_text, flat))
+    train(recipe := load_recipe(tiny_text, [*flat, "--training.max_steps=9"]))
+    files = list(recipe.folder.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len({file.name for file in files}) == 1
+    assert [line["step"] for line in wandb_lines(recipe.folder) if "train/loss" in line] == list(range(1, 10))
+
+
+@needs("tensorboard")
+def test_tensorboard_gets_every_metric(tiny_text):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(recipe := load_recipe(tiny_text, ["--tracking.trackers=[tensorboard]", *PROMPT]))
+    events = EventAccumulator(str(recipe.folder / "cleangpt"))
+    events.Reload()
+    for key in {key for line in read_metrics(recipe.folder) for key in line}:
+        expected = [
+            (line["step"], pytest.approx(line[key], rel=1e-6)) for line in read_metrics(recipe.folder) if key in line
+        ]
+        assert [(event.step, event.value) for event in events.Scalars(key)] == expected, key
+    assert events.Tags()["images"] == ["curves"]
+    assert "sample/0/text_summary" in events.Tags()["tensors"]
+
+
+@needs("trackio")
+def test_trackio_gets_every_metric(tiny_text):
+    from trackio.sqlite_storage import SQLiteStorage
+
+    train(recipe := load_recipe(tiny_text, ["--tracking.trackers=[trackio, wandb]", "--tracking.project=mine"]))
+    logged = SQLiteStorage.get_logs("mine", "tiny")
+    keys = {key for line in read_metrics(recipe.folder) for key in line}
+    assert keys <= {key for line in logged for key in line}
+    assert wandb_lines(recipe.folder)
+
+
+def test_wandb_is_offline_where_nobody_is_logged_in(tiny_text, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    train(recipe := load_recipe(tiny_text, ["--tracking.trackers=[wandb]"]))
+    assert wandb_lines(recipe.folder)
 
 
 def test_a_tracker_that_is_not_installed_is_told(tiny_adder, monkeypatch):
@@ -25,8 +123,8 @@ def test_a_tracker_that_is_not_installed_is_told(tiny_adder, monkeypatch):
         load_recipe(tiny_adder, ["--tracking.trackers=[tensorboard]"])
 
 
-def test_a_hub_out_of_reach_does_not_end_a_run(tiny_adder, caplog):
+def test_a_hub_out_of_reach_does_not_end_a_run(tiny_adder, capsys):
     final = train(recipe := load_recipe(tiny_adder, ["--hub.push=true", "--hub.repo_id=me/tiny"]))
     assert (final / "model.safetensors").exists()
     assert read_metrics(recipe.folder)[-1]["step"] == 4
-    assert "hf upload me/tiny" in caplog.text
+    assert f"push_to_hub.py {final} me/tiny" in capsys.readouterr().out

@@ -26,7 +26,7 @@ from .configuration_nanogpt import NanoGPTConfig
 
 def check_range(name: str, ids: torch.Tensor, size: int) -> None:
     """Names ids that an embedding of `size` rows lacks; not on a GPU, which would have to wait for the answer."""
-    if ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling():
+    if type(ids) is torch.Tensor and ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling():
         smallest, largest = ids.aminmax()
         if smallest < 0 or largest >= size:
             raise ValueError(f"{name}: expected 0 to {size - 1}, got {smallest.item()} to {largest.item()}")

@@ -1,0 +1,81 @@
+"""Says what a recipe would cost before it runs, and what looks wrong in it.
+
+    python scripts/plan.py recipes/shakespeare.yaml [--num_processes 8] [--section.key=value ...]
+
+Builds the data when it is not there yet, then trains ten micro-steps in a folder of its own to tell the time
+(`--no_measurement` leaves that out). The picture shows rate, weight decay and batch over the run.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from cleangpt import UserError
+from cleangpt.errors import exit_code
+from cleangpt.plan import Memory, Plan, draw_schedules, make_plan, measure_time
+from cleangpt.recipe_reading import load_recipe
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("recipe", help="the recipe's file; --section.key=value changes it")
+    parser.add_argument("--num_processes", type=int, default=1, help="processes that are to train together [1]")
+    parser.add_argument("--picture", type=Path, help="PNG of the schedules [beside the run's folder]")
+    parser.add_argument("--no_measurement", action="store_true", help="tell everything but the time")
+    arguments, overrides = parser.parse_known_args()
+    recipe = load_recipe(arguments.recipe, overrides)
+    if arguments.num_processes < 1 or recipe.training.batch_size % arguments.num_processes:
+        message = f"expected a divisor of training.batch_size {recipe.training.batch_size}"
+        raise UserError(("--num_processes", f"{message}, got {arguments.num_processes}"))
+    picture = arguments.picture or recipe.folder.with_name(f"{recipe.run.name}-plan.png")
+    plan = make_plan(recipe, arguments.num_processes)
+    draw_schedules(recipe, plan.max_steps, picture)
+    report(plan, arguments.num_processes)
+    print(f"{'schedules':24} {picture}")
+    if not arguments.no_measurement:
+        seconds = measure_time(recipe, plan)
+        print(f"{'time, one process here':24} {duration(seconds)}")
+        if arguments.num_processes > 1:
+            print(f"{'time, at best':24} {duration(seconds / arguments.num_processes)} with as many devices like this")
+    for warning in plan.warnings:
+        print(f"warning: {warning}")
+
+
+def report(plan: Plan, num_processes: int) -> None:
+    """Prints the plan as a table."""
+    first, last = plan.batches
+    lines = {
+        "parameters": f"{plan.parameters:,}",
+        "steps": f"{plan.max_steps:,}",
+        "tokens to learn from": f"{plan.tokens:,}",
+        "epochs": f"{plan.epochs:,.2f}",
+        "sequences in a step": f"{first:,}" if first == last else f"{first:,} at the start, {last:,} at the end",
+        "in one forward pass": f"{plan.micro_batch:,} in each of {num_processes} processes",
+        "FLOPs": f"{plan.flops:.3g}",
+        "disk": size(plan.disk),
+    }
+    for name, value in lines.items():
+        print(f"{name:24} {value}")
+    print(f"{'memory of a process':24} {'DDP':>9} {'FSDP':>9}")
+    for name in Memory.__annotations__:
+        label = "at most at once" if name == "peak" else name
+        print(f"  {label:22} {size(getattr(plan.ddp, name)):>9} {size(getattr(plan.fsdp, name)):>9}")
+    print(f"  {'in an evaluation':22} {size(plan.evaluation_peak):>9}")
+
+
+def size(count: int) -> str:
+    """Bytes in the unit that suits them."""
+    power = min(4, (len(str(count)) - 1) // 3)
+    return f"{count / 1000**power:.3g} {('B', 'KB', 'MB', 'GB', 'TB')[power]}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

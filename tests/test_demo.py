@@ -1,0 +1,77 @@
+"""The demo's page: what it writes and solves, and what it refuses."""
+
+import runpy
+import sys
+
+import pytest
+from conftest import ROOT, needs, run_python
+
+from cleangpt import UserError, load_recipe, train
+from cleangpt.models.build import load_model
+from cleangpt.tokenization import load_tokenizer
+
+DEMO = runpy.run_path(str(ROOT / "scripts" / "demo.py"))
+
+
+@pytest.fixture
+def speaker(tiny_text):
+    final = train(load_recipe(tiny_text))
+    return load_model(final).eval(), load_tokenizer(final)
+
+
+def test_without_gradio_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(UserError, match=r"gradio: is not installed: pip install"):
+        DEMO["build_page"]("anything")
+
+
+def test_without_a_model_it_says_so():
+    done = run_python("scripts/demo.py", MODEL="")
+    assert done.returncode == 2 and "error: model: expected" in done.stderr
+
+
+def test_arithmetic_is_known_by_the_recipe(tiny_adder):
+    adder = train(load_recipe(tiny_adder))
+    assert DEMO["find_arithmetic"](str(adder)).num_digits == 1
+    assert DEMO["find_arithmetic"](str(adder / "nothing")) is None
+
+
+@needs("gradio")
+def test_text_is_streamed_and_the_same_for_the_same_seed(speaker):
+    pieces = list(DEMO["continue_text"](*speaker, "The fox", 5, 1.0, 0, 1))
+    assert all(longer.startswith(shorter) for shorter, longer in zip(["The fox", *pieces], pieces, strict=False))
+    assert pieces[-1] == list(DEMO["continue_text"](*speaker, "The fox", 5, 1.0, 0, 1))[-1]
+    assert len(pieces[-1]) > len("The fox")
+
+
+@needs("gradio")
+@pytest.mark.parametrize("prompt", ["", "ü", "x" * 40])
+def test_a_prompt_that_the_model_cannot_read_is_refused(speaker, prompt):
+    import gradio
+
+    with pytest.raises(gradio.Error):
+        next(DEMO["continue_text"](*speaker, prompt, 5, 1.0, 0, 1))
+
+
+@needs("gradio")
+def test_an_answer_is_checked(tiny_adder):
+    learn = ["--training.max_steps=300", "--training.macro_batch=300", "--optimizer.lr=0.02", "--optimizer.name=muon"]
+    learn += ["--model.hidden_size=32", "--training.batch_size=32"]
+    final = train(load_recipe(tiny_adder, [*learn, "--data.split={train: 0.9, validation: 0.1}"]))
+    model, tokenizer, data = load_model(final).eval(), load_tokenizer(final), DEMO["find_arithmetic"](str(final))
+    import gradio
+
+    answers = [DEMO["solve"](model, tokenizer, data, str(a), str(b)) for a in range(3) for b in range(3)]
+    for place, answer in enumerate(answers):
+        right = place // 3 + place % 3
+        assert answer.startswith(f"{right}: right") or f"wrong, it is {right}" in answer
+    assert any(": right" in answer for answer in answers)
+    with pytest.raises(gradio.Error):
+        DEMO["solve"](model, tokenizer, data, "10", "1")
+
+
+@needs("gradio")
+def test_the_page_is_built(tiny_adder):
+    page = DEMO["build_page"](str(train(load_recipe(tiny_adder))))
+    labels = {block.label for block in page.blocks.values() if getattr(block, "label", None)}
+    assert {"Prompt", "Temperature", "The model's answer", "Text"} <= labels

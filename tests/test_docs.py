@@ -1,0 +1,102 @@
+"""Commands in the documents: those under `<!-- run -->` run on tiny data; of others recipe and flags are checked."""
+
+import contextlib
+import io
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from cleangpt import load_recipe, train
+
+PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("README*.md")])
+RECIPES = sorted(path.stem for path in ROOT.glob("recipes/*.yaml"))
+STEPS = ["--training.max_steps=2", "--training.macro_batch=2", "--training.batch_size=4", "--evaluation.max_batches=1"]
+SPLIT = "--data.split={train: 0.001, validation: 0.0001, test: 0.0001}"
+
+
+def commands(page: Path, only_run: bool) -> list[list[str]]:
+    """The words of each command line in a page's bash blocks, comments and continued lines taken care of."""
+    found = []
+    for mark, block in re.findall(r"(<!-- run -->\n)?```bash\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words and (mark or not only_run):
+                found.append(words)
+    return found
+
+
+def ours(words: list[str]) -> tuple[str, list[str]] | None:
+    """`train.py` or a script, and its arguments; None for a command that is not ours."""
+    place = next((i for i, word in enumerate(words) if re.fullmatch(r"train\.py|scripts/\w+\.py", word)), None)
+    return None if place is None else (words[place], words[place + 1 :])
+
+
+def run(script: str, arguments: list[str], monkeypatch) -> str:
+    """Runs a script in this process; what it printed."""
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    monkeypatch.syspath_prepend(ROOT / Path(script).parent)  # as Python does for a script
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert end.value.code in (0, None), (script, arguments)
+    return output.getvalue()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_name_recipes_scripts_and_flags_that_there_are(page, text_file, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    helps = {}
+    for script, arguments in filter(None, map(ours, commands(page, only_run=False))):
+        assert (ROOT / script).is_file(), script
+        flags = [argument for argument in arguments if argument.startswith("--")]
+        dotted = [flag for flag in flags if "." in flag.split("=")[0]]
+        recipe = next((argument for argument in arguments if re.fullmatch(r"recipes/\w+\.yaml", argument)), None)
+        if recipe is not None:
+            here = [re.sub(r"(my_own|YOUR)\.txt", str(text_file), flag) for flag in dotted]
+            load_recipe(recipe, here)
+        if script != "train.py":
+            helps[script] = helps.get(script) or run(script, ["--help"], monkeypatch)
+            for flag in set(flags) - set(dotted):
+                assert flag.split("=")[0] in helps[script], f"{script} {flag}"
+
+
+def test_tables_of_keys_name_keys_that_there_are(text_file):
+    keys = set()
+    for page in (ROOT / "docs" / "from-nanogpt.md", ROOT / "docs" / "scaling.md", ROOT / "docs" / "your-text.md"):
+        keys |= set(re.findall(r"`(?:--)?((?:training|optimizer|schedule|evaluation|checkpoint|tracking)(?:\.\w+)+)",
+                               page.read_text()))  # fmt: skip
+    recipe = load_recipe(ROOT / "recipes" / "adder.yaml").to_dict()
+    assert len(keys) > 20
+    for key in keys:
+        section = recipe
+        for part in key.split("."):
+            assert part in section, key
+            section = section[part]
+
+
+@pytest.fixture
+def workshop(tmp_path, monkeypatch, text_file) -> Path:
+    """A folder to run in that has the project's recipes and a text."""
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    (tmp_path / "my_own.txt").write_text(text_file.read_text())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["first-model", "your-text", "your-architecture"])
+def test_what_a_page_tells_to_run_runs(name, workshop, monkeypatch):
+    if name == "first-model":  # what `make train` leaves
+        train(load_recipe("recipes/adder.yaml", [*STEPS, SPLIT]))
+    found = commands(ROOT / "docs" / f"{name}.md", only_run=True)
+    assert found
+    for words in found:
+        script, arguments = ours(words)
+        arithmetic = [SPLIT] if "recipes/adder.yaml" in arguments else []
+        tiny = {"train.py": STEPS + arithmetic, "scripts/evaluate_model.py": arithmetic}.get(script, [])
+        run(script, [*arguments, *tiny], monkeypatch)
+    assert list((workshop / "outputs").glob("*/final/README.md"))

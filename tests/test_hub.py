@@ -1,0 +1,214 @@
+"""Publishing: what is pushed loads elsewhere bit for bit; no fault of the Hub touches the run, no output the token."""
+
+import json
+import os
+import random
+import runpy
+import shlex
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from conftest import ROOT, run_python
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import cleangpt.hub
+from cleangpt import UserError, load_recipe, train
+from cleangpt.checkpoint import is_whole
+from cleangpt.hub import Publisher, push_folder
+from cleangpt.recipe import Hub
+
+PUSH = ["--hub.push=true", "--hub.repo_id=me/tiny"]
+FAULTS = ["refuse", "error", "drop", "stall", "cut"]
+
+ELSEWHERE = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("me/tiny", trust_remote_code=True).eval()
+tokenizer = AutoTokenizer.from_pretrained("me/tiny", trust_remote_code=True)
+assert "cleangpt" not in sys.modules
+torch.save(model(**tokenizer("The fox", return_tensors="pt")).logits, sys.argv[1])
+"""
+
+
+@pytest.fixture
+def hurry(monkeypatch):
+    """A Hub that says nothing is given up soon."""
+    monkeypatch.setattr(cleangpt.hub, "SILENCE_S", 0.2)
+
+
+def same_weights(one, other) -> bool:
+    one, other = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def is_on(hub, final) -> bool:
+    """Whether the repository's head is exactly this model, with the files of its run."""
+    wanted = {path.relative_to(final).as_posix(): path for path in final.rglob("*") if path.is_file()}
+    wanted |= {name: final.parent / name for name in ("recipe.yaml", "metrics.jsonl")}
+    return hub.files("me/tiny") == {name: path.read_bytes() for name, path in wanted.items()}
+
+
+def test_what_is_pushed_loads_elsewhere_bit_for_bit(hub, tiny_text, tmp_path):
+    final = train(load_recipe(tiny_text, PUSH))
+    assert is_on(hub, final)
+    assert hub.repos["models", "me/tiny"].private
+    titles = [commit["title"] for commit in hub.repos["models", "me/tiny"].commits]
+    assert titles[-1] == "Final model, step 6"
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(tmp_path / "logits.pt")],
+        cwd=tmp_path,
+        env={"HF_HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin", **hub.environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    model = AutoModelForCausalLM.from_pretrained(final).eval()
+    tokenizer = cleangpt.AutoTokenizer.from_pretrained(final)
+    expected = model(**tokenizer("The fox", return_tensors="pt")).logits
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_push_that_fails_says_why_without_the_token(fault, hub, hurry, tiny_text):
+    final = train(load_recipe(tiny_text))
+    hub.fault = lambda request: fault if "commit" in request else None
+    with pytest.raises(ConnectionError) as error:
+        push_folder(final, "me/tiny", True, "test")
+    assert str(error.value) and hub.token not in str(error.value)
+    assert error.value.__cause__ is None and error.value.__suppress_context__
+    hub.fault = lambda request: None
+    push_folder(final, "me/tiny", True, "test")
+    assert hub.files("me/tiny")["config.json"] == (final / "config.json").read_bytes()
+
+
+def faulty_push(hub, recipe_file, seed: int, reference, capfd, caplog, monkeypatch) -> None:
+    """A run that pushes each new best through random faults; then the Hub is well and what was told is done."""
+    hub.repos.clear()
+    chance = random.Random(seed)
+    hub.fault = lambda request: chance.choice(FAULTS) if chance.random() < 0.2 else None
+    options = [*PUSH, f"--run.name=faulty-{seed}", "--training.macro_batch=1"]
+    recipe = load_recipe(recipe_file, options)
+    final = train(recipe)
+    hub.fault = lambda request: None
+    output = capfd.readouterr()
+    assert same_weights(final, reference)
+    lines = [line for line in output.out.splitlines() if "push_to_hub.py" in line]
+    if lines:
+        _, script, *arguments = shlex.split(lines[0])
+        monkeypatch.setattr("sys.argv", [script, *arguments])
+        runpy.run_path(str(ROOT / script))["main"]()
+    assert is_on(hub, final)
+    assert not list(recipe.folder.glob(".push-*"))
+    told = output.out + output.err + caplog.text + "".join(p.read_text() for p in recipe.folder.rglob("*.[myj]*"))
+    assert hub.token not in told
+
+
+@pytest.fixture
+def reference(tiny_text):
+    """The final folder of a run without a Hub."""
+    return train(load_recipe(tiny_text, ["--training.macro_batch=1", "--run.name=reference"]))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_random_faults_leave_the_run_alone(seed, hub, hurry, tiny_text, reference, capfd, caplog, monkeypatch):
+    faulty_push(hub, tiny_text, seed, reference, capfd, caplog, monkeypatch)
+
+
+@pytest.mark.soak
+def test_fifty_pushes_with_random_faults(hub, hurry, tiny_text, reference, capfd, caplog, monkeypatch):
+    for seed in range(100, 150):
+        faulty_push(hub, tiny_text, seed, reference, capfd, caplog, monkeypatch)
+
+
+def test_the_run_goes_on_while_the_hub_is_silent(hub, tiny_text):
+    """Six pushes to a Hub that answers nothing for 20 seconds each."""
+    hub.fault = lambda request: "stall"
+    recipe = load_recipe(tiny_text, [*PUSH, "--training.macro_batch=1"])
+    done = threading.Event()
+    threading.Thread(target=lambda: (train(recipe), done.set()), daemon=True).start()
+    for _ in range(300):
+        if (recipe.folder / "final" / "config.json").exists():
+            break
+        time.sleep(0.1)
+    assert (recipe.folder / "final" / "config.json").exists() and not done.is_set()
+    assert len(list(recipe.folder.glob(".push-*"))) == 2  # the one under way and the newest
+    hub.fault = lambda request: None
+    hub.released.set()
+    assert done.wait(20)
+    assert is_on(hub, recipe.folder / "final")
+
+
+def test_a_folder_replaced_during_its_push_is_not_mixed(hub, tmp_path):
+    run = tmp_path / "run"
+    (run / "best").mkdir(parents=True)
+    for name in ("recipe.yaml", "metrics.jsonl", "best/config.json", "best/model.safetensors"):
+        (run / name).write_text("old")
+    publisher = Publisher(Hub(push=True, repo_id="me/tiny"), "tiny", run, True)
+    hub.fault = lambda request: "stall" if "lfs" in request else None
+    publisher.push(run / "best", "old")
+    (run / "best").rename(run / "gone")
+    (run / "best").mkdir()
+    (run / "best" / "config.json").write_text("new")
+    for file in (run / "gone").iterdir():
+        file.unlink()
+    hub.fault = lambda request: None
+    hub.released.set()
+    assert publisher.close() == []
+    assert set(hub.files("me/tiny").values()) == {b"old"}
+
+
+def test_a_push_that_was_killed_leaves_nothing_and_is_whole_the_next_time(hub, tiny_text):
+    final = train(load_recipe(tiny_text))
+    hub.fault = lambda request: "stall" if "lfs" in request else None
+    command = [sys.executable, "scripts/push_to_hub.py", final, "me/tiny"]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **hub.environment}, stderr=subprocess.DEVNULL)
+    while not any("lfs" in request for request in hub.requests):
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert hub.files("me/tiny") == {}
+    hub.fault = lambda request: None
+    done = run_python(*command[1:], **hub.environment)
+    assert (done.returncode, done.stdout) == (0, "pushed to me/tiny\n"), done.stderr
+    assert is_on(hub, final)
+
+
+def test_a_native_model_and_a_checkpoint_on_request(hub, tiny_text, tmp_path):
+    final = train(load_recipe(tiny_text))
+    done = run_python("scripts/push_to_hub.py", final, "me/tiny", "--native", "--checkpoint", **hub.environment)
+    assert done.returncode == 0, done.stderr
+    files = hub.files("me/tiny")
+    assert json.loads(files["config.json"])["model_type"] == "gpt2"
+    assert not any(name.endswith(".py") for name in files if "checkpoints" not in name)
+    for name, content in files.items():
+        (tmp_path / "back" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "back" / name).write_bytes(content)
+    assert is_whole(tmp_path / "back" / "checkpoints" / "step-00000006")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("nowhere", "me/tiny"), "model: expected a saved model's folder"), ((".", "me/a/b"), "repo_id: ")],
+)
+def test_what_cannot_be_pushed_is_refused(arguments, message):
+    done = run_python("scripts/push_to_hub.py", *arguments)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_nothing_private_goes_to_a_public_repository(hub, tiny_text):
+    final = train(load_recipe(tiny_text, [*PUSH, "--hub.private=false"]))
+    assert not hub.repos["models", "me/tiny"].private
+    with pytest.raises(ConnectionError, match="me/tiny is public"):
+        push_folder(final, "me/tiny", True, "test")
+
+
+def test_the_repository_is_checked_before_the_run(tiny_text):
+    with pytest.raises(UserError, match=r"hub\.repo_id"):
+        load_recipe(tiny_text, ["--hub.push=true", "--run.name=not a name"])

@@ -1,0 +1,117 @@
+"""A plan says what a run then shows."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, read_metrics, run_python
+
+from cleangpt import load_recipe, train
+from cleangpt.plan import Allocations, make_plan, usual_lr
+
+GROWING = [f"--schedule.accumulation.{key}" for key in ("style=linear", "begin=1", "end=3")]
+
+RSS = """
+import gc, json, sys
+from cleangpt import load_recipe, train
+
+def status(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
+
+options = json.loads(sys.argv[2])
+tiny = ["--model.hidden_size=32", "--data.block_size=16", "--training.batch_size=2", "--evaluation.batch_size=2"]
+train(load_recipe(sys.argv[1], [*options, *tiny, "--training.micro_batch_size=2", "--run.name=warm-up"]))
+gc.collect()
+open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts anew
+before = status("VmRSS")
+train(load_recipe(sys.argv[1], options))
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.parametrize("kind", ["tiny_text", "tiny_adder"])
+def test_a_run_is_as_long_and_as_large_as_planned(kind, request):
+    recipe = load_recipe(request.getfixturevalue(kind), GROWING)
+    plan = make_plan(recipe)
+    assert not recipe.folder.exists()
+    final = train(recipe)
+    last = read_metrics(recipe.folder)[-1]
+    assert plan.max_steps == last["step"]
+    assert plan.tokens == last["tokens"]
+    assert plan.batches[1] == 3 * recipe.training.batch_size
+    weights = (final / "model.safetensors").stat().st_size
+    assert 4 * plan.parameters < weights < 4 * plan.parameters + 4000  # and the file's header
+    disk = sum(file.stat().st_size for file in recipe.folder.rglob("*.safetensors"))
+    assert disk < plan.disk < 1.5 * disk  # the checkpoint being written is gone at the end
+
+
+def test_epochs_are_those_of_the_recipe(tiny_text):
+    plan = make_plan(load_recipe(tiny_text, ["--training.max_steps=null", "--training.max_epochs=2"]))
+    assert plan.epochs == pytest.approx(2, rel=0.02)
+
+
+def test_flops_are_those_of_the_matrix_products(tiny_text):
+    recipe = load_recipe(tiny_text)
+    plan = make_plan(recipe)
+    hidden, time, tokens = 16, 16, plan.tokens
+    vocab = plan.parameters // hidden - time - 12 * hidden  # roughly: what is neither block nor position
+    per_token = 2 * (12 * hidden**2 + vocab * hidden) + 4 * time * hidden  # forward; backward is twice that
+    assert plan.flops == pytest.approx(3 * per_token * tokens, rel=0.1)
+
+
+def test_allocations_count_what_lives_and_what_lived():
+    with Allocations() as allocations:
+        kept = torch.zeros(1000)
+        gone = torch.zeros(3000)
+        view = kept.view(10, 100)
+        del gone
+        assert (allocations.now, allocations.peak) == (4000, 16000)
+        del kept
+        assert allocations.now == 4000
+        del view
+        assert allocations.now == 0
+
+
+def test_processes_share_the_batch_and_fsdp_the_model(tiny_text):
+    one, four = (make_plan(load_recipe(tiny_text), number) for number in (1, 4))
+    assert four.micro_batch == 1 and one.micro_batch == 4
+    assert four.ddp.weights == one.ddp.weights == 4 * one.parameters
+    assert four.fsdp.weights == one.ddp.weights // 4
+    assert one.fsdp == one.ddp
+
+
+def test_what_looks_wrong_is_told(tiny_text):
+    assert [w.split(":")[0] for w in make_plan(load_recipe(tiny_text)).warnings] == []
+    wrong = ["--training.max_steps=5000", "--optimizer.lr=0.2", "--model.vocab_size=1000", "--model.hidden_size=12"]
+    told = [warning.split(":")[0] for warning in make_plan(load_recipe(tiny_text, wrong)).warnings]
+    assert told == ["training", "optimizer.lr", "model.vocab_size", "model.num_attention_heads"]
+    assert usual_lr(124_000_000) == pytest.approx(6e-4, rel=0.1)  # GPT-3's
+
+
+def test_the_script_leaves_a_picture_and_no_run(tiny_text, tmp_path):
+    done = run_python("scripts/plan.py", tiny_text, "--num_processes=2")
+    assert done.returncode == 0, done.stderr
+    assert "time, one process here" in done.stdout and "at best" in done.stdout
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["tiny-plan.png"]
+    assert (tmp_path / "outputs" / "tiny-plan.png").read_bytes().startswith(b"\x89PNG")
+    done = run_python("scripts/plan.py", tiny_text, "--num_processes=3")
+    assert done.returncode == 2 and "divisor" in done.stderr
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("recipe", ["shakespeare", "shakespeare_llama"])
+def test_memory_is_what_a_process_grows_by(recipe, precision, text_file, tmp_path):
+    path = ROOT / "recipes" / f"{recipe}.yaml"
+    options = [f"--data.data_files={text_file}", f"--run.output_dir={tmp_path}", "--model.num_hidden_layers=3"]
+    options += ["--training.batch_size=16", "--training.max_steps=3", "--training.macro_batch=3"]
+    options += [f"--training.mixed_precision={precision}", "--evaluation.batch_size=16", "--evaluation.prompts=[]"]
+    plan = make_plan(load_recipe(path, options))
+    command = [sys.executable, "-c", RSS, str(path), json.dumps(options)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    grown = int(done.stdout.splitlines()[-1])
+    assert max(plan.ddp.peak, plan.evaluation_peak) == pytest.approx(grown, rel=0.15)

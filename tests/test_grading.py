@@ -19,9 +19,9 @@ from cleangpt.models.build import load_model
 def graded(tmp_path_factory) -> tuple[list, dict, Grades]:
     """All 1,500 test problems of a small model that has learned a part of two-digit addition, and its own answers."""
     path = tmp_path_factory.mktemp("grading") / "adder.yaml"
-    path.write_text("data: {path: addition, num_digits: 2}\nmodel: {model_type: nanogpt}\ntraining: {max_steps: 300}\n")
+    path.write_text("data: {path: addition, num_digits: 2}\nmodel: {model_type: nanogpt}\ntraining: {max_steps: 400}\n")
     options = ["--model.hidden_size=64", "--model.num_hidden_layers=1", "--model.num_attention_heads=2"]
-    options += ["--training.macro_batch=300", "--optimizer.lr=0.01", f"--run.output_dir={path.parent}"]
+    options += ["--training.macro_batch=400", "--optimizer.lr=0.005", f"--run.output_dir={path.parent}"]
     recipe = load_recipe(path, options)
     data, model = prepare_data(recipe), load_model(train(recipe)).eval()
     split = data.splits["test"]
@@ -39,7 +39,9 @@ def test_every_answer_is_what_generation_writes(graded):
 def test_digits_are_graded_one_by_one(graded):
     answers, _, grades = graded
     for place in range(3):  # last digit first, so that a place is an index
-        assert grades.digits[:, place].mean() == np.mean([one[place] == other[place] for _, one, other in answers])
+        assert grades.digits[:, place].mean() == np.mean(
+            [one[place : place + 1] == other[place] for _, one, other in answers]
+        )
 
 
 def test_operands_explain_a_problem(graded):

@@ -56,7 +56,7 @@ def grade(
 
     _, answers, rights = zip(*problems, strict=True)
     right, digits = compare(answers, rights, split.section.reverse_answer)
-    a, b = split.operands(indices)
+    a, b = split.digits(indices)
     grades = Grades(
         problems=problems,
         right=right,
@@ -68,26 +68,32 @@ def grade(
     return {**figures, "accuracy": float(right.mean())}, grades
 
 
-def count_digits(numbers: np.ndarray) -> np.ndarray:
-    """Decimal digits of each number, one for 0."""
-    return np.array([len(str(number)) for number in numbers.tolist()])
+def count_digits(digits: np.ndarray) -> np.ndarray:
+    """Length of each number without leading zeros, one for 0: from digits (n, digits) to int (n,)."""
+    leading = (digits != 0).argmax(axis=1)
+    return np.where(digits.any(axis=1), digits.shape[1] - leading, 1)
 
 
 def count_carries(a: np.ndarray, b: np.ndarray, path: str) -> np.ndarray:
-    """How often one carries in adding, or multiplying, two numbers on paper, column by column: int (n,).
+    """How often one carries in adding, or multiplying, two numbers on paper, column by column.
 
     In a long multiplication, column k adds up all products of a digit of `a` with a digit of `b` whose places sum to k,
-    and the carry of column k - 1; what it passes on is a carry, however large.
+    and what column k - 1 carried; if it passes on anything, however large, that is one carry.
+
+    Args:
+        a, b: digits, int (n, digits), the most significant first. path: `addition` or `multiplication`.
+
+    Returns:
+        int (n,).
     """
-    width = max(count_digits(a).max(), count_digits(b).max())
-    ten = np.array(10, a.dtype)
-    digits_a, digits_b = ((x[:, None] // ten ** np.arange(width, dtype=a.dtype) % ten).astype(int) for x in (a, b))
+    a, b = a[:, ::-1], b[:, ::-1]  # the ones first
+    width = a.shape[1]
     if path == "addition":
-        columns = digits_a + digits_b
+        columns = a + b
     else:
         columns = np.zeros((len(a), 2 * width - 1), int)
-        for i in range(width):
-            columns[:, i : i + width] += digits_a[:, i : i + 1] * digits_b
+        for place in range(width):
+            columns[:, place : place + width] += a[:, place : place + 1] * b
     carry, carries = np.zeros(len(a), int), np.zeros(len(a), int)
     for column in columns.T:
         carry = (column + carry) // 10

@@ -21,7 +21,7 @@ from .card import model_card
 from .checkpoint import prune, save_checkpoint, save_model
 from .data.loader import Batch
 from .data.splits import IGNORED
-from .evaluation import continue_texts, evaluate, solve
+from .evaluation import MOST_PROBLEMS, continue_texts, evaluate, solve
 from .hub import push_folder
 from .models.build import resolve_block_size
 from .optim import apply_updates, set_hyperparameters
@@ -142,6 +142,8 @@ def evaluate_validation(run: Run) -> dict[str, float]:
         )
         for text in texts:
             run.tracker.say(f"--- a sample\n{text}\n---")
+        if run.accelerator.trackers:
+            run.accelerator.log({f"sample/{i}": text for i, text in enumerate(texts)}, step=progress.step)
     return metrics
 
 
@@ -158,7 +160,7 @@ def finish(run: Run) -> Path:
     metrics = dict(run.progress.metrics)
     if "test" in data.splits:
         split = data.splits["test"]
-        graded = min(len(split), 200_000) if recipe.data.path in ARITHMETIC else len(split)
+        graded = min(len(split), MOST_PROBLEMS) if recipe.data.path in ARITHMETIC else len(split)
         figures = evaluate(run.accelerator, run.model, split, recipe.evaluation.batch_size, num_rows=graded)
         metrics |= {f"test/{name}": value for name, value in figures.items()}
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())

@@ -13,9 +13,10 @@ import numpy as np
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
+from cleangpt.data.packing import TextSplit
 from cleangpt.data.prepare import prepare_data
 from cleangpt.data.splits import IGNORED
-from cleangpt.data.text import TextSplit
+from cleangpt.evaluation import MOST_PROBLEMS
 from cleangpt.recipe_reading import load_recipe
 
 
@@ -66,7 +67,8 @@ def multiplication(recipe: str = "recipes/multiplier.yaml", **options) -> dict[s
 
 def _arithmetic(recipe: str, overrides: tuple = (), split: str = "test", **_) -> dict[str, Dataset]:
     problems = prepare_data(load_recipe(recipe, list(overrides))).splits[split]
-    questions, answers = zip(*problems.texts(np.arange(len(problems))), strict=True)
+    indices = np.arange(min(len(problems), MOST_PROBLEMS))
+    questions, answers = zip(*problems.texts(indices), strict=True)
     widths = [problems.answer_width] * len(questions)
     return {"test": Dataset.from_dict({"question": questions, "answer": answers, "answer_width": widths})}
 

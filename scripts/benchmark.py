@@ -2,9 +2,11 @@
 
     python scripts/benchmark.py train --shape small
     python scripts/benchmark.py data --text tinyshakespeare.txt
+    python scripts/benchmark.py grade --model outputs/adder/final
 
 `train` lays the loop of `train.py` beside a bare PyTorch loop around the same model and batches. `data` lays building a
-dataset beside the bare tokenizer, and the loader beside one that slices a row at a time, as nanoGPT's does.
+dataset beside the bare tokenizer, and the loader beside one that slices a row at a time, as nanoGPT's does. `grade`
+lays grading arithmetic beside generating answers without a cache.
 """
 
 import argparse
@@ -14,9 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import data, train
+from benchmarks import data, grade, train
 
-WHAT = {"train": train, "data": data}
+WHAT = {"train": train, "data": data, "grade": grade}
 
 
 def main() -> int:

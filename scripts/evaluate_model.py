@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import cleangpt
+from cleangpt.data.packing import TextSplit
 from cleangpt.data.prepare import PreparedData, prepare_data
-from cleangpt.data.text import TextSplit
 from cleangpt.errors import exit_code
-from cleangpt.evaluation import evaluate
+from cleangpt.evaluation import MOST_PROBLEMS, evaluate
 from cleangpt.grading import Grades, grade, table, write_report
 from cleangpt.launch import start_accelerator
 from cleangpt.models.build import load_model
@@ -22,15 +22,13 @@ from cleangpt.recipe import ARITHMETIC, Recipe
 from cleangpt.recipe_reading import load_recipe
 from cleangpt.tokenization import load_tokenizer
 
-MANY = 1_000_000  # problems beyond which one has to say that one means it
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("model", help="a saved folder, or a Hub id")
     parser.add_argument("--recipe", required=True, help="whose data to measure on, --section.key=value changes it")
     parser.add_argument("--split", help="train, validation or test [test where there is one, else validation]")
-    parser.add_argument("--limit", type=int, help="measure only so many problems, or sequences of text, from the start")
+    parser.add_argument("--limit", type=int, help="rows to measure, from the start [all, 200,000 problems at most]")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--report", type=Path, help="arithmetic: folder for heat maps and for the wrong answers")
     arguments, overrides = parser.parse_known_args()
@@ -43,7 +41,7 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> None:
     if arguments.report and not arithmetic:
         raise cleangpt.UserError(("--report", f"expected an arithmetic recipe, got data.path {recipe.data.path}"))
     data = prepare_data(recipe)
-    name, split = choose_split(arguments, recipe, data)
+    name, split, limit = choose_split(arguments, recipe, data)
     model = load_model(arguments.model, recipe.model.get("attn_implementation"))
     check_tokenizer(arguments, model, data)
     check_positions(model, split, "data.num_digits" if arithmetic else "data.block_size")
@@ -52,13 +50,13 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
     batch_size, grades = recipe.evaluation.batch_size, None
     if arithmetic:
-        figures, grades = grade(accelerator, model, data.tokenizer, split, batch_size, arguments.limit)
+        figures, grades = grade(accelerator, model, data.tokenizer, split, batch_size, limit)
     else:
-        figures = evaluate(accelerator, model, split, batch_size, num_rows=arguments.limit)
+        figures = evaluate(accelerator, model, split, batch_size, num_rows=limit)
     if accelerator.is_main_process:
         if arguments.report:
             write_report(grades, arguments.report)
-        what = f"{arguments.limit or len(split):,} of {len(split):,} {'problems' if arithmetic else 'sequences'}"
+        what = f"{limit:,} of {len(split):,} {'problems' if arithmetic else 'sequences'}"
         show(arguments, figures, f"{name} split of {arguments.recipe}, {what}", grades)
 
 
@@ -76,19 +74,19 @@ def show(arguments: argparse.Namespace, figures: dict[str, float], data: str, gr
         print(f"\naccuracy.png and wrong_answers.csv are in {arguments.report}")
 
 
-def choose_split(arguments: argparse.Namespace, recipe: Recipe, data: PreparedData):
-    """The split's name and the split, cut end to end: its training order does not matter here."""
+def choose_split(arguments: argparse.Namespace, recipe: Recipe, data: PreparedData) -> tuple[str, object, int]:
+    """A split's name, the split, cut end to end however training cuts it, and how many rows to measure."""
     name = arguments.split or ("test" if "test" in data.splits else "validation")
     if name not in data.splits:
         raise cleangpt.UserError(("--split", f"expected one of {', '.join(data.splits)}, got {name!r}"))
     split = data.splits[name]
     if data.folder is not None:
         split = TextSplit(data.folder, name, recipe.data.block_size, "blocks")
-    elif arguments.limit is None and len(split) > MANY:
-        raise cleangpt.UserError(("--limit", f"expected how many of the {len(split):,} problems to grade"))
-    if arguments.limit is not None and not 1 <= arguments.limit <= len(split):
-        raise cleangpt.UserError(("--limit", f"expected 1 to {len(split):,}, got {arguments.limit}"))
-    return name, split
+    most = len(split) if data.folder is not None else min(len(split), MOST_PROBLEMS)
+    limit = most if arguments.limit is None else arguments.limit
+    if not 1 <= limit <= len(split):
+        raise cleangpt.UserError(("--limit", f"expected 1 to {len(split):,}, got {limit}"))
+    return name, split, limit
 
 
 def check_tokenizer(arguments: argparse.Namespace, model, data: PreparedData) -> None:

@@ -9,9 +9,9 @@ from cleangpt import UserError, load_recipe, train
 
 
 def test_wandb_gets_a_run_without_an_account(tiny_adder):
-    train(recipe := load_recipe(tiny_adder, ["--tracking.trackers=[wandb]"]))
+    train(recipe := load_recipe(tiny_adder, ["--tracking.trackers=[wandb]", "--evaluation.prompts=['1+2=']"]))
     (run,) = (recipe.folder / "wandb").glob("offline-run-*/run-*.wandb")
-    names = (b"train/loss", b"eval/accuracy", b"grad_norm", b"optimizer.lr")
+    names = (b"train/loss", b"eval/accuracy", b"grad_norm", b"optimizer.lr", b"sample/0")
     for _ in range(100):  # its own process writes the file, a moment later
         if all(name in run.read_bytes() for name in names):
             break

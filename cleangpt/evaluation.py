@@ -1,7 +1,5 @@
 """Loss and task accuracy over a split, on any number of processes, and what a model answers."""
 
-import math
-
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -9,9 +7,11 @@ from torch.nn import functional as F
 
 from .data.loader import to_device, to_host
 from .data.splits import IGNORED
+from .metrics.perplexity.perplexity import from_sums
+
+MOST_PROBLEMS = 200_000  # of an arithmetic split, which may hold 10^24, that are graded where nobody says how many
 
 
-@torch.no_grad()
 def evaluate(
     accelerator: Accelerator, model, split, batch_size: int, max_batches: int | None = None, num_rows: int | None = None
 ) -> dict[str, float]:
@@ -25,15 +25,25 @@ def evaluate(
 
     Returns:
         `loss`, mean nats a target; `perplexity`, its exponential; `bits_per_byte` for text, nats / ln 2 over the UTF-8
-        bytes of the text (for a part of it, of its share); `accuracy` for arithmetic, the fraction of problems whose
-        whole answer, its end included, is the likeliest token at each place. That is what greedy generation writes:
-        as long as every token is right, both see the same prefix.
+        bytes of the text (for a part of it, of its share); `accuracy` for arithmetic, the fraction of problems in which
+        each token of the answer is the likeliest after the right ones before it. Greedy generation writes just these
+        answers right: as long as every token is right, both see the same prefix. The end counts where an answer is
+        shorter than the longest one, as generation stops there by itself.
     """
+    return evaluate_rows(accelerator, model, split, batch_size, max_batches, num_rows)[0]
+
+
+@torch.no_grad()
+def evaluate_rows(
+    accelerator: Accelerator, model, split, batch_size: int, max_batches: int | None = None, num_rows: int | None = None
+) -> tuple[dict[str, float], np.ndarray]:
+    """As `evaluate`; also returns which of this process's rows had a token that was not the likeliest, int (wrong,)."""
     rows = min(len(split), num_rows or len(split), (max_batches or len(split)) * batch_size)
+    longest = getattr(split, "answer_width", split.sequence_length)  # where generation stops
     starts = range(0, rows, batch_size)
     was_training = model.training
     model.eval()
-    sums = []
+    sums, wrong = [], []
     # Every process makes the same number of passes, as sharded models need; one without rows counts nothing.
     for first in range(0, len(starts), accelerator.num_processes):
         mine = first + accelerator.process_index
@@ -45,24 +55,26 @@ def evaluate(
         losses = F.cross_entropy(
             logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
         )
-        right = ((logits.argmax(-1) == targets) | (targets == IGNORED)).all(-1)
-        counts = torch.stack(
-            [losses.sum(), (targets != IGNORED).sum(), right.sum(), torch.tensor(len(right)).to(right.device)]
-        )
+        is_target = targets != IGNORED
+        matters = is_target & (is_target.cumsum(-1) <= longest)
+        right = ((logits.argmax(-1) == targets) | ~matters).all(-1)
+        counts = torch.stack([losses.sum(), is_target.sum(), right.sum(), torch.tensor(len(right)).to(right.device)])
         sums.append(counts * (mine < len(starts)))
+        if mine < len(starts):
+            wrong.append((start, ~right))
     model.train(was_training)
     total = (
         torch.stack(sums).cpu().double().sum(0).to(accelerator.device if accelerator.device.type != "mps" else "cpu")
     )
-    nats, num_targets, right, rows = accelerator.reduce(total, "sum").tolist()
+    nats, num_targets, num_right, num_seen = accelerator.reduce(total, "sum").tolist()
 
-    loss = nats / num_targets
-    metrics = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-    if hasattr(split, "num_bytes"):
-        metrics["bits_per_byte"] = loss / math.log(2) * split.num_targets / split.num_bytes
-    else:
-        metrics["accuracy"] = right / rows
-    return metrics
+    has_bytes = hasattr(split, "num_bytes")
+    figures = from_sums(nats, num_targets, split.num_bytes * num_targets / split.num_targets if has_bytes else None)
+    del figures["bits_per_token"]  # the loss in another unit
+    if not has_bytes:
+        figures["accuracy"] = num_right / num_seen
+    places = [np.empty(0, int)] + [start + mask.nonzero().flatten().cpu().numpy() for start, mask in wrong]
+    return figures, np.concatenate(places)
 
 
 @torch.no_grad()
@@ -70,6 +82,7 @@ def continue_texts(model, tokenizer, prompts: list[str], seed: int, max_new_toke
     """Each prompt with what the model writes after it; the global random state is left alone.
 
     Args:
+        prompts: shorter than the model's positions; what the tokenizer does not know is `<unk>`.
         max_new_tokens: fewer where the model has no position left. sampling: options of `generate`.
     """
     was_training = model.training
@@ -80,7 +93,7 @@ def continue_texts(model, tokenizer, prompts: list[str], seed: int, max_new_toke
             torch.manual_seed(seed)
             inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
             room = model.config.max_position_embeddings - inputs["input_ids"].shape[1]
-            length = {"max_new_tokens": max(1, min(max_new_tokens, room)), "max_length": None}
+            length = {"max_new_tokens": min(max_new_tokens, room), "max_length": None}
             output = model.generate(**inputs, **length, **sampling)
             texts.append(tokenizer.decode(output[0], skip_special_tokens=True))
     model.train(was_training)
@@ -88,17 +101,35 @@ def continue_texts(model, tokenizer, prompts: list[str], seed: int, max_new_toke
 
 
 @torch.no_grad()
-def solve(model, tokenizer, split, indices: np.ndarray) -> list[tuple[str, str, str]]:
-    """Lets the model answer problems of an arithmetic split, greedily.
+def solve(model, tokenizer, split, indices: np.ndarray, batch_size: int = 1000) -> list[tuple[str, str, str]]:
+    """Lets the model answer problems of an arithmetic split, greedily: batched, with a cache.
+
+    An answer goes to the end token, or to the width of the longest right one.
 
     Returns:
         (question, the model's answer, the right answer) as text, in the order the model writes it.
     """
-    solved = []
-    for question, answer in split.texts(indices):
-        text = continue_texts(model, tokenizer, [question], 0, split.answer_width, do_sample=False)[0]
-        solved.append((question, text.removeprefix(question), answer))
-    return solved
+    was_training = model.training
+    model.eval()
+    problems = split.texts(indices)
+    answers = [""] * len(problems)
+    lengths = np.array([len(question) for question, _ in problems])
+    for length in np.unique(lengths):  # nothing to pad
+        same = np.flatnonzero(lengths == length)
+        for batch in np.split(same, range(batch_size, len(same), batch_size)):
+            inputs = tokenizer([problems[i][0] for i in batch], return_tensors="pt", add_special_tokens=False)
+            output = model.generate(
+                **inputs.to(model.device),
+                max_new_tokens=split.answer_width,
+                max_length=None,
+                do_sample=False,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.eos_token_id,
+            )
+            for i, text in zip(batch, tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :]), strict=True):
+                answers[i] = text.split(tokenizer.eos_token)[0]
+    model.train(was_training)
+    return [(question, answer, right) for (question, right), answer in zip(problems, answers, strict=True)]
 
 
 def final_samples(model, data, recipe) -> list[str]:

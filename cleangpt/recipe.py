@@ -222,7 +222,7 @@ class Evaluation:
     max_batches: Count | None = None
     """Batches, over all processes; null means the whole split."""
     prompts: list[Text] = Field(default_factory=list)
-    """Texts to continue at each evaluation, always with the same seed."""
+    """Texts to continue at each evaluation, always with the same seed; an unknown character is read as `<unk>`."""
     num_problems: Count | None = None
     """Arithmetic: problems to grade at each evaluation; null means all. The end of a run grades all of test, at most
     200,000."""

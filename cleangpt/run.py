@@ -71,6 +71,7 @@ def build_run(recipe: Recipe, start: Start) -> Run:
     else:
         model = load_model(start.checkpoint / "model", recipe.model.get("attn_implementation"))
         progress = load_progress(start.checkpoint)
+    check_prompts(recipe.evaluation.prompts, data.tokenizer, model.config.max_position_embeddings)
     optimizers = build_optimizers(recipe.optimizer, model)
     if training.compile:
         compile_blocks(model)
@@ -133,3 +134,15 @@ def describe(recipe: Recipe, parameters: int, accelerator: Accelerator, step: in
     precision = {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     begin = f", going on from step {step}" if step else ""
     return f"{recipe.run.name}: {kind} with {parameters:,} parameters, {precision}, {where}{begin}"
+
+
+def check_prompts(prompts: list[str], tokenizer, positions: int) -> None:
+    """Refuses prompts after which a model with so many positions has no room for an answer."""
+    lengths = {prompt: len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts}
+    mistakes = [
+        ("evaluation.prompts", f"expected less than the model's {positions} tokens, got {length}: {prompt[:40]!r}")
+        for prompt, length in lengths.items()
+        if length >= positions
+    ]
+    if mistakes:
+        raise UserError(*mistakes)

@@ -19,7 +19,7 @@ from . import schedules
 from .card import write_card
 from .checkpoint import newest_checkpoint, take_snapshot, write_checkpoint, write_model
 from .errors import Stopped, UserError
-from .evaluation import continue_texts, evaluate, final_samples
+from .evaluation import MOST_PROBLEMS, continue_texts, evaluate, final_samples
 from .interruption import Interruption
 from .models.build import resolve_block_size
 from .monitoring import copy_weights, update_ratio, weight_norms
@@ -174,7 +174,7 @@ def finish(run: Run) -> Path:
     model = run.accelerator.unwrap_model(run.model)
     if "test" in data.splits:
         split = data.splits["test"]
-        graded = min(len(split), 200_000) if recipe.data.path in ARITHMETIC else len(split)
+        graded = min(len(split), MOST_PROBLEMS) if recipe.data.path in ARITHMETIC else len(split)
         figures = evaluate(run.accelerator, run.model, split, recipe.evaluation.batch_size, num_rows=graded)
         run.progress.metrics = run.progress.metrics | {f"test/{name}": value for name, value in figures.items()}
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())

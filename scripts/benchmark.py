@@ -2,10 +2,12 @@
 
     python scripts/benchmark.py train --shape small
     python scripts/benchmark.py data --text tinyshakespeare.txt
+    python scripts/benchmark.py grade --model outputs/adder/final
 
 `train` lays the loop of `train.py` beside a bare PyTorch loop around the same model and batches. `data` lays building a
 dataset beside the bare tokenizer, and the loader beside one that slices a row at a time, as nanoGPT's does.
-`checkpoint` lays what a checkpoint costs training beside one plain save of the same tensors.
+`checkpoint` lays what a checkpoint costs training beside one plain save of the same tensors, `grade` grading arithmetic
+beside generating answers without a cache.
 """
 
 import argparse
@@ -15,9 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import checkpoint, data, train
+from benchmarks import checkpoint, data, grade, train
 
-WHAT = {"train": train, "data": data, "checkpoint": checkpoint}
+WHAT = {"train": train, "data": data, "checkpoint": checkpoint, "grade": grade}
 
 
 def main() -> int:

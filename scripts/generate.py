@@ -5,6 +5,7 @@ python scripts/generate.py outputs/shakespeare/final --prompt "ROMEO:"
 
 import argparse
 import sys
+from pathlib import Path
 
 import torch
 from transformers import TextStreamer
@@ -18,35 +19,61 @@ from cleangpt.tokenization import load_tokenizer
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", help="a saved folder, or a Hub id")
-    parser.add_argument("--prompt", required=True, help="the text to continue")
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", help="the text to continue")
+    prompt.add_argument("--prompt_file", type=Path, help="a file with the text to continue, as it stands")
     parser.add_argument("--max_new_tokens", type=int, default=200, help="tokens to write at most [200]")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token [0.8]")
     parser.add_argument("--top_k", type=int, default=0, help="sample among the k likeliest tokens only; 0: all [0]")
+    parser.add_argument("--top_p", type=float, default=1.0, help="and among the likeliest that sum to p; 1: all [1]")
     parser.add_argument("--num_samples", type=int, default=1, help="how many continuations [1]")
     parser.add_argument("--seed", type=int, default=42, help="the same seed writes the same text [42]")
     arguments = parser.parse_args()
+    check_numbers(arguments)
     generate(arguments)
 
 
+def check_numbers(arguments: argparse.Namespace) -> None:
+    allowed = {
+        "max_new_tokens": (arguments.max_new_tokens >= 1, "a whole number from 1"),
+        "temperature": (arguments.temperature >= 0, "a number from 0"),
+        "top_k": (arguments.top_k >= 0, "a whole number from 0"),
+        "top_p": (0 < arguments.top_p <= 1, "a number above 0, up to 1"),
+        "num_samples": (arguments.num_samples >= 1, "a whole number from 1"),
+    }
+    mistakes = [(name, what) for name, (fits, what) in allowed.items() if not fits]
+    if mistakes:
+        got = vars(arguments)
+        raise cleangpt.UserError(*((f"--{name}", f"expected {what}, got {got[name]}") for name, what in mistakes))
+
+
+def read_prompt(arguments: argparse.Namespace) -> tuple[str, str]:
+    """The option that gives the prompt, and the prompt."""
+    if arguments.prompt_file is None:
+        return "--prompt", arguments.prompt
+    try:
+        return "--prompt_file", arguments.prompt_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise cleangpt.UserError(("--prompt_file", f"expected a text file, got {arguments.prompt_file}")) from error
+
+
 def generate(arguments: argparse.Namespace) -> None:
+    key, prompt = read_prompt(arguments)
     tokenizer = load_tokenizer(arguments.model, "model")
-    inputs = tokenizer(arguments.prompt, return_tensors="pt", add_special_tokens=False)
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
     length = inputs["input_ids"].shape[1]
     if length == 0:
-        raise cleangpt.UserError(("--prompt", "expected some text"))
+        raise cleangpt.UserError((key, "expected some text"))
     if tokenizer.unk_token_id is not None and (inputs["input_ids"] == tokenizer.unk_token_id).any():
-        raise cleangpt.UserError(("--prompt", "has characters that the model's tokenizer lacks"))
-    model = load_model(arguments.model, key="model").eval()
+        raise cleangpt.UserError((key, "has characters that the model's tokenizer lacks"))
+    model = load_model(arguments.model).eval()
     room = model.config.max_position_embeddings - length
     if room < 1:
-        raise cleangpt.UserError(("--prompt", f"expected less than the model's {room + length} tokens, got {length}"))
-    if arguments.max_new_tokens < 1 or arguments.num_samples < 1 or arguments.temperature < 0 or arguments.top_k < 0:
-        raise cleangpt.UserError(
-            ("--max_new_tokens, --num_samples, --temperature, --top_k", "expected numbers above 0")
-        )
+        raise cleangpt.UserError((key, f"expected less than the model's {room + length} tokens, got {length}"))
     sampling = {"do_sample": False}
     if arguments.temperature > 0:
-        sampling = {"do_sample": True, "temperature": arguments.temperature, "top_k": arguments.top_k}
+        sampling = {"do_sample": True, "temperature": arguments.temperature}
+        sampling |= {"top_k": arguments.top_k, "top_p": arguments.top_p}
     torch.manual_seed(arguments.seed)
     for _ in range(arguments.num_samples):
         model.generate(

@@ -55,8 +55,10 @@ def test_a_part_of_a_split_is_its_beginning(tiny_text, accelerator):
     assert part["loss"] != evaluate(accelerator, model, split, 2)["loss"]
 
 
-def test_accuracy_is_the_fraction_of_problems_that_generation_solves(tiny_adder, accelerator):
-    final = train(recipe := load_recipe(tiny_adder, ["--training.max_steps=150", "--optimizer.lr=0.01"]))
+@pytest.mark.parametrize("zero_pad", ["true", "false"])
+def test_accuracy_is_the_fraction_of_problems_that_generation_solves(tiny_adder, accelerator, zero_pad):
+    options = ["--training.max_steps=150", "--optimizer.lr=0.01", f"--data.zero_pad={zero_pad}"]
+    final = train(recipe := load_recipe(tiny_adder, options))
     model = NanoGPTForCausalLM.from_pretrained(final).eval()
     data = prepare_data(recipe)
     split = data.splits["train"]
@@ -64,6 +66,21 @@ def test_accuracy_is_the_fraction_of_problems_that_generation_solves(tiny_adder,
     accuracy = evaluate(accelerator, model, split, 16)["accuracy"]
     assert 0 < accuracy < 1
     assert accuracy == pytest.approx(np.mean(solved))
+
+
+def test_batched_answers_are_those_of_one_problem_at_a_time(tiny_adder):
+    data = prepare_data(load_recipe(tiny_adder, ["--data.num_digits=2", "--data.zero_pad=false"]))
+    model, split = model_for(data), data.splits["test"]
+    indices = np.arange(40)
+    alone = [solve(model, data.tokenizer, split, indices[i : i + 1])[0] for i in indices]
+    assert len({len(question) for question, _, _ in alone}) > 1
+    assert solve(model, data.tokenizer, split, indices, batch_size=7) == alone
+    for question, answer, _ in alone[:5]:
+        ids = data.tokenizer(question, return_tensors="pt")["input_ids"]
+        for _ in range(split.answer_width):  # no cache, no batch
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
+        written = data.tokenizer.decode(ids[0]).removeprefix(question)
+        assert written.split(data.tokenizer.eos_token)[0] == answer
 
 
 def test_samples_come_from_their_own_seed_and_disturb_no_other(tiny_text):

@@ -1,13 +1,16 @@
 """The scripts, as a user runs them."""
 
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, read_metrics, run_python
+from conftest import ROOT, read_metrics, run_command, run_python
 from transformers import AutoTokenizer
 
 from cleangpt import load_recipe, train
+from cleangpt.errors import exit_code
 from cleangpt.tokenization import arithmetic_tokenizer, character_tokenizer
 
 
@@ -28,6 +31,19 @@ def trained(tiny_text):
     return recipe.folder
 
 
+@pytest.fixture
+def call_script(monkeypatch, capsys):
+    """Runs a script in this process, which starts no Python; returns exit code, stdout, stderr."""
+
+    def call(name: str, *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        capsys.readouterr()
+        code = exit_code(runpy.run_path(str(ROOT / "scripts" / name))["main"])
+        return code, *capsys.readouterr()
+
+    return call
+
+
 def test_generate_continues_a_prompt_the_same_way_for_the_same_seed(trained):
     arguments = ("scripts/generate.py", trained / "final", "--prompt", "The fox", "--max_new_tokens=5", "--seed=1")
     one, other = run_python(*arguments), run_python(*arguments)
@@ -36,13 +52,28 @@ def test_generate_continues_a_prompt_the_same_way_for_the_same_seed(trained):
     assert one.stdout == other.stdout
 
 
+def test_generate_reads_a_prompt_from_a_file(trained, tmp_path, call_script):
+    (tmp_path / "prompt.txt").write_text("The fox")
+    options = ["--prompt_file", tmp_path / "prompt.txt", "--top_p=0.9"]
+    code, out, err = call_script("generate.py", trained / "final", *options)
+    assert code == 0, err
+    assert out.startswith("The fox")
+
+
 @pytest.mark.parametrize(
-    ("prompt", "message"), [("", "expected some text"), ("ü", "lacks"), ("x" * 40, "expected less than")]
+    ("options", "message"),
+    [
+        (["--prompt="], "--prompt: expected some text"),
+        (["--prompt=ü"], "--prompt: has characters that the model's tokenizer lacks"),
+        (["--prompt=" + "x" * 40], "--prompt: expected less than the model's 16 tokens, got 40"),
+        (["--prompt_file=nowhere.txt"], "--prompt_file: expected a text file, got nowhere.txt"),
+        (["--prompt=The", "--top_p=2"], "--top_p: expected a number above 0, up to 1, got 2.0"),
+        (["--prompt=The", "--num_samples=0"], "--num_samples: expected a whole number from 1, got 0"),
+    ],
 )
-def test_generate_refuses_what_the_model_cannot_read(trained, prompt, message):
-    done = run_python("scripts/generate.py", trained / "final", "--prompt", prompt)
-    assert done.returncode == 2
-    assert message in done.stderr
+def test_generate_refuses_what_it_cannot_do(trained, options, message, call_script):
+    code, _, err = call_script("generate.py", trained / "final", *options)
+    assert (code, err) == (2, f"error: {message}\n")
 
 
 def test_evaluation_of_the_saved_model_is_that_of_the_run(trained):
@@ -53,10 +84,57 @@ def test_evaluation_of_the_saved_model_is_that_of_the_run(trained):
         assert value == pytest.approx(last[key], abs=1e-6), key
 
 
-def test_a_model_of_another_recipe_is_refused(trained, tiny_adder):
-    done = run_python("scripts/evaluate_model.py", trained / "final", "--recipe", tiny_adder)
-    assert done.returncode == 2
-    assert "tokenizer" in done.stderr
+def test_answers_are_graded_the_same_on_two_processes(tiny_adder, tmp_path, call_script):
+    final = train(load_recipe(tiny_adder, ["--training.max_steps=100", "--optimizer.lr=0.01"]))
+    arguments = ["scripts/evaluate_model.py", final, "--recipe", tiny_adder, "--evaluation.batch_size=4", "--limit=13"]
+    torchrun = Path(sys.executable).with_name("torchrun")
+    two = run_command(torchrun, "--nproc_per_node=2", *arguments, f"--report={tmp_path}/report")
+    assert two.returncode == 0, two.stderr
+    _, one, _ = call_script("evaluate_model.py", *arguments[1:], "--json")
+    for name, value in json.loads(one).items():
+        assert f"{name:20} {value:.4f}\n" in two.stdout
+    assert "carries" in two.stdout and "13 of 15 problems" in two.stdout
+    assert (tmp_path / "report" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "report" / "wrong_answers.csv").read_text().startswith("question,answer,right\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--split=tset"], "--split: expected one of train, validation, test, got 'tset'"),
+        (["--limit=0"], "--limit: expected 1 to 15, got 0"),
+        (
+            ["--data.num_digits=2"],
+            "data.num_digits: expected sequences of at most the model's 6 positions, these have 9",
+        ),
+    ],
+)
+def test_what_cannot_be_graded_is_told(tiny_adder, options, message, call_script):
+    final = train(load_recipe(tiny_adder))
+    code, _, err = call_script("evaluate_model.py", final, "--recipe", tiny_adder, *options)
+    assert (code, err) == (2, f"error: {message}\n")
+
+
+def test_a_rotary_model_may_be_asked_for_more_than_it_was_trained_on(tiny_adder, call_script):
+    final = train(load_recipe(tiny_adder, ["--model.model_type=nanollama"]))
+    longer = ["--recipe", tiny_adder, "--data.num_digits=2", "--limit=50"]
+    code, out, err = call_script("evaluate_model.py", final, *longer)
+    assert code == 0, err
+    assert "50 of 1,500 problems" in out
+
+
+def test_a_model_without_tokenizer_must_know_the_ids(tiny_adder, call_script):
+    final = train(load_recipe(tiny_adder, ["--model.vocab_size=20"]))
+    for file in final.glob("*token*"):
+        file.unlink()
+    code, out, err = call_script("evaluate_model.py", final, "--recipe", tiny_adder)
+    assert code == 0, err
+    assert "eval/accuracy" in out
+
+
+def test_a_model_of_another_recipe_is_refused(trained, tiny_adder, call_script):
+    code, _, err = call_script("evaluate_model.py", trained / "final", "--recipe", tiny_adder)
+    assert (code, err) == (2, f"error: model: the tokenizer of {trained / 'final'} is not the one of {tiny_adder}\n")
 
 
 def test_data_is_prepared_without_training(stories_recipe, tmp_path):

@@ -165,6 +165,25 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tiny_text, optimizer):
     assert_same_weights(load_file(ends[0]), load_file(ends[1]))
 
 
+def test_evaluation_leaves_the_training_run_alone(tiny_text):
+    """With dropout and samples, after every step or only at the end: the same weights bit for bit."""
+    options = ["--model.dropout=0.2", "--training.macro_batch=1", "--evaluation.prompts=[The, A]"]
+    train(often := load_recipe(tiny_text, [*options, "--run.name=often"]))
+    train(rarely := load_recipe(tiny_text, [*options, "--run.name=rarely", "--evaluation.every=100"]))
+    assert sum("eval/loss" in line for line in read_metrics(often.folder)) == 7
+    assert sum("eval/loss" in line for line in read_metrics(rarely.folder)) == 2
+    assert losses(often.folder) == losses(rarely.folder)
+    assert_same_weights(weights(often.folder / "final"), weights(rarely.folder / "final"))
+
+
+def test_prompts_that_leave_no_room_are_told_before_anything_is_written(tiny_text, tmp_path):
+    with pytest.raises(UserError) as error:
+        train(load_recipe(tiny_text, [f"--evaluation.prompts=[The, {'x' * 16}, {'y' * 17}, ü]"]))
+    assert [key for key, _ in error.value.problems] == ["evaluation.prompts"] * 2
+    assert "expected less than the model's 16 tokens, got 16: 'xxxx" in str(error.value)
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_metrics_after_the_checkpoint_are_written_anew(tiny_text):
     train(recipe := load_recipe(tiny_text, ["--checkpoint.keep_last=9"]))
     before = read_metrics(recipe.folder)

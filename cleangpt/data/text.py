@@ -12,6 +12,7 @@ import glob
 import json
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -101,6 +102,8 @@ def _local_files(section) -> dict[str, list[str]]:
 def _load(section, files: dict | None) -> dict:
     """The splits as HF datasets, those of local files as streams; text line by line with its line breaks."""
     options = {"sample_by": "line", "keep_linebreaks": True} if section.path == "text" else {}
+    if section.path in ("text", "json"):
+        options["chunksize"] = BATCH  # read at a time
     try:
         return load_dataset(
             section.path,
@@ -315,6 +318,8 @@ def _unchanged(batch):
 
 def _one_thread(worker: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)  # what the run does about them is not this process's to do
 
 
 def _unknown(tokenizer, texts: list[str], split: str) -> tuple[str, str]:

@@ -25,6 +25,7 @@ def test_without_gradio_it_says_what_to_install(monkeypatch):
         DEMO["build_page"]("anything")
 
 
+@needs("gradio")
 def test_without_a_model_it_says_so():
     done = run_python("scripts/demo.py", MODEL="")
     assert done.returncode == 2 and "error: model: expected" in done.stderr

@@ -32,6 +32,8 @@ def start_accelerator(trackers: list[str], folder: Path, mixed_precision: str, h
     if on_cpu:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ["GROUP_WORLD_SIZE"] == "1":
+        join_restarted()
     AcceleratorState._reset_state()  # one program may train several times, each in its own precision
     accelerator = Accelerator(
         cpu=on_cpu,  # without it, CPU processes train alone instead of joining one group
@@ -48,6 +50,21 @@ def start_accelerator(trackers: list[str], folder: Path, mixed_precision: str, h
         raise UserError(("distributed_type", "expected NO, MULTI_CPU, MULTI_GPU or FSDP, got DEEPSPEED"))
     torch.set_float32_matmul_precision("high")  # TF32 where there is an accelerator
     return accelerator
+
+
+def join_restarted() -> None:
+    """Forms the group of processes under a name of its own for each time that torchrun restarts them.
+
+    torchrun's store still holds the addresses of those that died, and who reads one waits for half an hour
+    (pytorch#135712). On one machine all processes count their restarts alike, on several they may not: there
+    `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` makes torchrun open a new store each time.
+    """
+    if torch.distributed.is_initialized():
+        return
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), size, False)
+    store = torch.distributed.PrefixStore(f"restart-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    torch.distributed.init_process_group(store=store, rank=rank, world_size=size)
 
 
 def agree(accelerator: Accelerator, *wishes: bool) -> list[bool]:

@@ -31,19 +31,23 @@ def flops_per_token(model) -> int:
 
 @functools.cache
 def peak_flops(device: torch.device, dtype: torch.dtype, num_threads: int) -> float:
-    """Floating-point operations a second of a square matrix product, the best of three, measured on `device`.
+    """Floating-point operations a second of a square matrix product, measured on `device`.
+
+    Products grow until one takes a while, so that a type that the hardware only emulates does not hold up a run.
 
     Args:
         num_threads: of this process's CPU part; a measurement for another number is another one.
     """
-    size = 2048 if device.type == "cpu" else 8192
-    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    fastest = float("inf")
-    for _ in range(4):
-        started = time.perf_counter()
-        (one @ other)[0, 0].item()  # waits for the device
-        fastest = min(fastest, time.perf_counter() - started)
-    return 2 * size**3 / fastest
+    best, slowest, size = 0.0, 0.0, 256
+    while slowest < 0.02 and size <= 8192:
+        one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        for _ in range(3):
+            started = time.perf_counter()
+            (one @ other)[0, 0].item()  # waits for the device
+            seconds = time.perf_counter() - started
+            best, slowest = max(best, 2 * size**3 / seconds), seconds
+        size *= 2
+    return best
 
 
 def peak_memory(device: torch.device) -> int:

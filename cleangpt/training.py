@@ -8,12 +8,12 @@
 """
 
 import errno
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
 from . import schedules
 from .card import write_card
@@ -43,7 +43,8 @@ def train(recipe: Recipe) -> Path:
     with hold_folder(recipe), Interruption() as interruption:
         start = find_start(recipe)
         if start.finished:
-            PartialState(cpu=not torch.accelerator.is_available()).print(f"{recipe.folder} is finished already")
+            if os.environ.get("RANK", "0") == "0":
+                print(f"{recipe.folder} is finished already")
             return recipe.folder / "final"
         run = build_run(recipe, start)
         interruption.patient = True

@@ -106,10 +106,10 @@ def hub(monkeypatch):
     server.server_close()
 
 
-def needs(*packages: str):
-    """Leaves a test out, and says why, where a client of the `clients` extra is not installed."""
+def needs(*packages: str, extra: str = "clients"):
+    """Leaves a test out, and says why, where a package of an extra is not installed."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    return pytest.mark.skipif(bool(missing), reason=f'{", ".join(missing)}: pip install -e ".[clients]"')
+    return pytest.mark.skipif(bool(missing), reason=f'{", ".join(missing)}: pip install -e ".[{extra}]"')
 
 
 def run_python(*arguments, **environment) -> subprocess.CompletedProcess:

@@ -25,7 +25,7 @@ def test_without_gradio_it_says_what_to_install(monkeypatch):
         DEMO["build_page"]("anything")
 
 
-@needs("gradio")
+@needs("gradio", extra="demo")
 def test_without_a_model_it_says_so():
     done = run_python("scripts/demo.py", MODEL="")
     assert done.returncode == 2 and "error: model: expected" in done.stderr
@@ -37,7 +37,7 @@ def test_arithmetic_is_known_by_the_recipe(tiny_adder):
     assert DEMO["find_arithmetic"](str(adder / "nothing")) is None
 
 
-@needs("gradio")
+@needs("gradio", extra="demo")
 def test_text_is_streamed_and_the_same_for_the_same_seed(speaker):
     pieces = list(DEMO["continue_text"](*speaker, "The fox", 5, 1.0, 0, 1))
     assert all(longer.startswith(shorter) for shorter, longer in zip(["The fox", *pieces], pieces, strict=False))
@@ -45,7 +45,7 @@ def test_text_is_streamed_and_the_same_for_the_same_seed(speaker):
     assert len(pieces[-1]) > len("The fox")
 
 
-@needs("gradio")
+@needs("gradio", extra="demo")
 @pytest.mark.parametrize("prompt", ["", "ü", "x" * 40])
 def test_a_prompt_that_the_model_cannot_read_is_refused(speaker, prompt):
     import gradio
@@ -54,7 +54,7 @@ def test_a_prompt_that_the_model_cannot_read_is_refused(speaker, prompt):
         next(DEMO["continue_text"](*speaker, prompt, 5, 1.0, 0, 1))
 
 
-@needs("gradio")
+@needs("gradio", extra="demo")
 def test_an_answer_is_checked(tiny_adder):
     learn = ["--training.max_steps=300", "--training.macro_batch=300", "--optimizer.lr=0.02", "--optimizer.name=muon"]
     learn += ["--model.hidden_size=32", "--training.batch_size=32"]
@@ -71,7 +71,7 @@ def test_an_answer_is_checked(tiny_adder):
         DEMO["solve"](model, tokenizer, data, "10", "1")
 
 
-@needs("gradio")
+@needs("gradio", extra="demo")
 def test_the_page_is_built(tiny_adder):
     page = DEMO["build_page"](str(train(load_recipe(tiny_adder))))
     labels = {block.label for block in page.blocks.values() if getattr(block, "label", None)}

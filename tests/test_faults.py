@@ -47,7 +47,7 @@ def reference(tiny_text, reference_cache):
         started = time.perf_counter()
         assert finish(tiny_text, "calm") == 0
         reference_cache["seconds"] = time.perf_counter() - started
-        reference_cache["left"] = faults.left_behind(tiny_text.parent / "outputs" / "calm")
+        reference_cache["left"] = left_of(tiny_text, "calm")
     return reference_cache
 
 
@@ -63,35 +63,29 @@ def finish(recipe: Path, name: str) -> int:
     return process.exitcode
 
 
-def assert_same(recipe: Path, name: str, reference: dict) -> None:
-    left = faults.left_behind(recipe.parent / "outputs" / name)
-    for what, expected in reference["left"].items():
-        assert left[what] == expected, what
+def left_of(recipe: Path, name: str) -> dict:
+    return faults.left_behind(recipe.parent / "outputs" / name)
 
 
-def kill_at_random_moments(recipe: Path, reference: dict, kills: int, seed: int) -> None:
-    draw, killed, number = random.Random(seed), 0, 0
+def soak(value):
+    """A parameter for `make soak` alone."""
+    return pytest.param(value, marks=pytest.mark.soak)
+
+
+@pytest.mark.parametrize("kills", [6, soak(200)])
+def test_kills_at_random_moments_change_nothing(tiny_text, reference, kills):
+    draw, killed, number = random.Random(kills), 0, 0
     while killed < kills:
-        name = f"killed-{number}"
-        number += 1
+        name, number = f"killed-{number}", number + 1
         for _ in range(draw.randint(1, 5)):
-            process = faults.start(faults.run, str(recipe), options(name))
+            process = faults.start(faults.run, str(tiny_text), options(name))
             process.join(draw.uniform(0, 1.2 * reference["seconds"]))
             if process.exitcode is None:
                 process.kill()
                 killed += 1
             process.join()
-        assert finish(recipe, name) == 0
-        assert_same(recipe, name, reference)
-
-
-def test_kills_at_random_moments_change_nothing(tiny_text, reference):
-    kill_at_random_moments(tiny_text, reference, kills=6, seed=1)
-
-
-@pytest.mark.soak
-def test_200_kills_at_random_moments_change_nothing(tiny_text, reference):
-    kill_at_random_moments(tiny_text, reference, kills=200, seed=2)
+        assert finish(tiny_text, name) == 0
+        assert left_of(tiny_text, name) == reference["left"]
 
 
 def count_moments(recipe: Path, tmp_path: Path) -> int:
@@ -101,26 +95,18 @@ def count_moments(recipe: Path, tmp_path: Path) -> int:
     return int(counted.read_text())
 
 
-def fail_at(recipe: Path, reference: dict, point: int) -> None:
-    name = f"point-{point}"
-    process = faults.start(faults.run_and_fail_at, str(recipe), options(name), point)
-    process.join(WAIT)
-    assert process.exitcode == -signal.SIGKILL
-    assert finish(recipe, name) == 0
-    assert_same(recipe, name, reference)
-
-
-def test_a_kill_at_a_few_moments_of_saving_changes_nothing(tiny_text, reference, tmp_path):
-    moments = count_moments(tiny_text, tmp_path)
-    assert moments > 200
-    for point in random.Random(3).sample(range(moments), 4):
-        fail_at(tiny_text, reference, point)
-
-
-@pytest.mark.soak
-def test_a_kill_at_every_moment_of_saving_changes_nothing(tiny_text, reference, tmp_path):
-    for point in range(count_moments(tiny_text, tmp_path)):
-        fail_at(tiny_text, reference, point)
+@pytest.mark.parametrize("moments", [4, soak(None)])
+def test_a_kill_at_the_moments_of_saving_changes_nothing(tiny_text, reference, tmp_path, moments):
+    """Before and after each write, flush, rename and delete: at some of them, or at every one."""
+    count = count_moments(tiny_text, tmp_path)
+    assert count > 200
+    for point in random.Random(3).sample(range(count), moments or count):
+        name = f"point-{point}"
+        process = faults.start(faults.run_and_fail_at, str(tiny_text), options(name), point)
+        process.join(WAIT)
+        assert process.exitcode == -signal.SIGKILL
+        assert finish(tiny_text, name) == 0
+        assert left_of(tiny_text, name) == reference["left"]
 
 
 def slow_at(phase: str, recipe: str, overrides: list[str], reached: str) -> int:
@@ -153,31 +139,23 @@ def slow_at(phase: str, recipe: str, overrides: list[str], reached: str) -> int:
     return faults.run(recipe, overrides)
 
 
-def interrupt_in(phase: str, number: signal.Signals, recipe: Path, reference: dict, tmp_path: Path, name: str) -> None:
-    reached = tmp_path / f"{name}.reached"
-    process = faults.start(slow_at, phase, str(recipe), options(name), str(reached))
-    while not reached.exists() and process.exitcode is None:
-        time.sleep(0.005)
-    os.kill(process.pid, number)
-    process.join(WAIT)
-    assert process.exitcode == 143
-    folder = recipe.parent / "outputs" / name
-    assert (phase == "data build") != any((folder / "checkpoints").glob("step-*"))
-    assert finish(recipe, name) == 0
-    assert_same(recipe, name, reference)
-
-
+@pytest.mark.parametrize("times", [1, soak(20)])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("phase", ["data build", "step", "evaluation", "saving"])
-def test_a_signal_in_any_phase_saves_and_loses_nothing(tiny_text, reference, tmp_path, phase, number):
-    interrupt_in(phase, number, tiny_text, reference, tmp_path, f"{phase.replace(' ', '-')}-{number.name}")
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("phase", ["data build", "step", "evaluation", "saving"])
-def test_20_signals_in_any_phase_lose_nothing(tiny_text, reference, tmp_path, phase):
-    for count in range(20):
-        interrupt_in(phase, signal.SIGTERM, tiny_text, reference, tmp_path, f"{phase.replace(' ', '-')}-{count}")
+def test_a_signal_in_any_phase_saves_and_loses_nothing(tiny_text, reference, tmp_path, phase, number, times):
+    for count in range(times):
+        name = f"{phase.replace(' ', '-')}-{number.name}-{count}"
+        reached = tmp_path / f"{name}.reached"
+        process = faults.start(slow_at, phase, str(tiny_text), options(name), str(reached))
+        while not reached.exists() and process.exitcode is None:
+            time.sleep(0.005)
+        os.kill(process.pid, number)
+        process.join(WAIT)
+        assert process.exitcode == 143
+        checkpoints = list((tiny_text.parent / "outputs" / name / "checkpoints").glob("step-*"))
+        assert (phase == "data build") == (not checkpoints)
+        assert finish(tiny_text, name) == 0
+        assert left_of(tiny_text, name) == reference["left"]
 
 
 def test_losses_that_are_not_finite_are_left_out_and_then_stop_the_run(tiny_text, monkeypatch, capsys):
@@ -264,10 +242,11 @@ def test_two_runs_on_one_folder_the_second_is_told_who_has_it(tiny_text):
     assert not [path.name for path in recipe.folder.parent.iterdir() if path.name.startswith(".")]
 
 
-def damage_checkpoints(recipe: Path, reference: dict, flips: int, truncations: int) -> None:
+@pytest.mark.parametrize(("flips", "truncations"), [(150, 50), pytest.param(1000, 200, marks=pytest.mark.soak)])
+def test_flipped_bits_and_truncations_are_seen(tiny_text, flips, truncations):
     """Each damage to the newest checkpoint is seen, and the older one is taken."""
-    run = load_recipe(recipe, options("damaged"))
-    assert finish(recipe, "damaged") == 0
+    run = load_recipe(tiny_text, options("damaged"))
+    assert finish(tiny_text, "damaged") == 0
     older, newest = list_checkpoints(run.folder)
     files = [path for path in sorted(newest.rglob("*")) if path.is_file()]
     draw = random.Random(4)
@@ -284,15 +263,6 @@ def damage_checkpoints(recipe: Path, reference: dict, flips: int, truncations: i
         assert newest_checkpoint(run.folder) == older
         file.write_bytes(content)
     assert newest_checkpoint(run.folder) == newest
-
-
-def test_flipped_bits_and_truncations_are_seen(tiny_text, reference):
-    damage_checkpoints(tiny_text, reference, flips=150, truncations=50)
-
-
-@pytest.mark.soak
-def test_1000_flipped_bits_and_200_truncations_are_seen(tiny_text, reference):
-    damage_checkpoints(tiny_text, reference, flips=1000, truncations=200)
 
 
 class Bomb:
@@ -415,8 +385,8 @@ ${oc.env:HOME}|'${'|../..|*|? x|a: b: c|1_0|999999999999999999999999999999999999
 """
 
 
-def mutate_recipes(tmp_path: Path, count: int) -> None:
-    """Whatever a recipe says, it is read or refused with the user's error."""
+@pytest.mark.parametrize("count", [200, soak(5000)])
+def test_mutated_recipes_are_read_or_refused(tmp_path, count):
     draw, recipes = random.Random(5), [path.read_text() for path in sorted((ROOT / "recipes").glob("*.yaml"))]
     for path in (ROOT / "recipes").glob("*.yaml"):
         shutil.copy(path, tmp_path)
@@ -430,12 +400,3 @@ def mutate_recipes(tmp_path: Path, count: int) -> None:
             refused += 1
             assert all(isinstance(part, str) and part for problem in error.problems for part in problem), text
     assert count / 10 < refused < count
-
-
-def test_mutated_recipes_are_read_or_refused(tmp_path):
-    mutate_recipes(tmp_path, 200)
-
-
-@pytest.mark.soak
-def test_5000_mutated_recipes_are_read_or_refused(tmp_path):
-    mutate_recipes(tmp_path, 5000)

@@ -87,43 +87,33 @@ def test_a_push_that_fails_says_why_without_the_token(fault, hub, hurry, tiny_te
     assert hub.files("me/tiny")["config.json"] == (final / "config.json").read_bytes()
 
 
-def faulty_push(hub, recipe_file, seed: int, reference, capfd, caplog, monkeypatch) -> None:
-    """A run that pushes each new best through random faults; then the Hub is well and what was told is done."""
-    hub.repos.clear()
-    chance = random.Random(seed)
-    hub.fault = lambda request: chance.choice(FAULTS) if chance.random() < 0.2 else None
-    options = [*PUSH, f"--run.name=faulty-{seed}", "--training.macro_batch=1"]
-    recipe = load_recipe(recipe_file, options)
-    final = train(recipe)
-    hub.fault = lambda request: None
-    output = capfd.readouterr()
-    assert same_weights(final, reference)
-    lines = [line for line in output.out.splitlines() if "push_to_hub.py" in line]
-    if lines:
-        _, script, *arguments = shlex.split(lines[0])
-        monkeypatch.setattr("sys.argv", [script, *arguments])
-        runpy.run_path(str(ROOT / script))["main"]()
-    assert is_on(hub, final)
-    assert not list(recipe.folder.glob(".push-*"))
-    told = output.out + output.err + caplog.text + "".join(p.read_text() for p in recipe.folder.rglob("*.[myj]*"))
-    assert hub.token not in told
-
-
 @pytest.fixture
 def reference(tiny_text):
     """The final folder of a run without a Hub."""
     return train(load_recipe(tiny_text, ["--training.macro_batch=1", "--run.name=reference"]))
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_random_faults_leave_the_run_alone(seed, hub, hurry, tiny_text, reference, capfd, caplog, monkeypatch):
-    faulty_push(hub, tiny_text, seed, reference, capfd, caplog, monkeypatch)
-
-
-@pytest.mark.soak
-def test_fifty_pushes_with_random_faults(hub, hurry, tiny_text, reference, capfd, caplog, monkeypatch):
-    for seed in range(100, 150):
-        faulty_push(hub, tiny_text, seed, reference, capfd, caplog, monkeypatch)
+@pytest.mark.parametrize("seeds", [range(3), pytest.param(range(100, 150), marks=pytest.mark.soak)])
+def test_random_faults_leave_the_run_alone(seeds, hub, hurry, tiny_text, reference, capfd, caplog, monkeypatch):
+    """Each new best is pushed through random faults; then the Hub is well, and what the run told to do is done."""
+    for seed in seeds:
+        hub.repos.clear()
+        chance = random.Random(seed)
+        hub.fault = lambda request, chance=chance: chance.choice(FAULTS) if chance.random() < 0.2 else None
+        recipe = load_recipe(tiny_text, [*PUSH, f"--run.name=faulty-{seed}", "--training.macro_batch=1"])
+        final = train(recipe)
+        hub.fault = lambda request: None
+        output = capfd.readouterr()
+        assert same_weights(final, reference)
+        lines = [line for line in output.out.splitlines() if "push_to_hub.py" in line]
+        if lines:
+            _, script, *arguments = shlex.split(lines[0])
+            monkeypatch.setattr("sys.argv", [script, *arguments])
+            runpy.run_path(str(ROOT / script))["main"]()
+        assert is_on(hub, final)
+        assert not list(recipe.folder.glob(".push-*"))
+        told = output.out + output.err + caplog.text + "".join(p.read_text() for p in recipe.folder.rglob("*.[myj]*"))
+        assert hub.token not in told
 
 
 def test_the_run_goes_on_while_the_hub_is_silent(hub, tiny_text):

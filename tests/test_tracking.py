@@ -82,7 +82,7 @@ def test_a_resumed_run_is_the_same_run_to_wandb(tiny_text):
     assert [line["step"] for line in wandb_lines(recipe.folder) if "train/loss" in line] == list(range(1, 10))
 
 
-@needs("tensorboard")
+@needs("tensorboard", extra="trackers")
 def test_tensorboard_gets_every_metric(tiny_text):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -98,7 +98,7 @@ def test_tensorboard_gets_every_metric(tiny_text):
     assert "sample/0/text_summary" in events.Tags()["tensors"]
 
 
-@needs("trackio")
+@needs("trackio", extra="trackers")
 def test_trackio_gets_every_metric(tiny_text):
     from trackio.sqlite_storage import SQLiteStorage
 

@@ -12,7 +12,7 @@
 set -uo pipefail
 
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-0}
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # a new store after each restart, see cleangpt/launch.py
 
 # torchrun passes SIGTERM on to the processes that train; it does not pass SIGUSR1.
 stop() { touch "stopped-$SLURM_JOB_ID"; scancel --signal=TERM "$SLURM_JOB_ID"; }

@@ -8,6 +8,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedTy
 from accelerate.state import AcceleratorState
 
 from .errors import UserError
+from .monitoring import has_native_bf16
 
 
 def start_accelerator(trackers: list[str], folder: Path, mixed_precision: str, hidden_size: int) -> Accelerator:
@@ -91,9 +92,7 @@ def choose_precision(mixed_precision: str, on_cpu: bool, hidden_size: int) -> st
     if mixed_precision != "auto":
         return mixed_precision
     if on_cpu:
-        capability = torch.cpu.get_capabilities()
-        native = capability.get("avx512_bf16") or capability.get("amx_bf16") or capability.get("bf16")
-        return "bf16" if native and hidden_size >= 256 else "no"
+        return "bf16" if has_native_bf16(torch.device("cpu")) and hidden_size >= 256 else "no"
     if torch.accelerator.current_accelerator().type == "mps":
         return "no"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"

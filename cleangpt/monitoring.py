@@ -1,4 +1,4 @@
-"""What one watches in a run besides its losses: how well the machine is used, how far weights move, how large they are.
+"""What the machine can do, and what one watches in a run besides its losses: speed, how far weights move, their size.
 
 Everything is computed when a line of metrics is due, and never in between.
 """
@@ -10,6 +10,14 @@ import time
 
 import torch
 from torch import nn
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether products of bf16 are faster than those of float32; a CPU without them emulates them, very slowly."""
+    if device.type != "cpu":
+        return True
+    capability = torch.cpu.get_capabilities()
+    return bool(capability.get("avx512_bf16") or capability.get("amx_bf16") or capability.get("bf16"))
 
 
 def flops_per_token(model) -> int:

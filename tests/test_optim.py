@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.optim import Muon
 
 from cleangpt import NanoGPTConfig, NanoGPTForCausalLM, NanoLlamaConfig, NanoLlamaForCausalLM
 from cleangpt.optim import apply_updates, build_optimizers, set_hyperparameters
@@ -33,6 +35,22 @@ def test_muon_takes_hidden_matrices_only():
     held = {id(weight) for group in muon.param_groups for weight in group["params"]}
     hidden = {id(weight) for name, weight in GPT.named_parameters() if ".h." in name and weight.ndim == 2}
     assert held == hidden
+
+
+def test_muon_takes_the_same_step_where_bf16_is_emulated(monkeypatch):
+    """Orthogonalized in float32 there: another rounding, and nothing else."""
+    torch.manual_seed(0)
+    start, gradient, steps = torch.randn(24, 16), torch.randn(24, 16), []
+    for native in (True, False):
+        monkeypatch.setattr("cleangpt.optim.has_native_bf16", lambda device, native=native: native)
+        weight = nn.Parameter(start.clone())
+        weight.grad = gradient.clone()
+        muon = Muon([weight], lr=1.0, weight_decay=0.0)
+        apply_updates([muon])
+        steps.append(start - weight.detach())
+        assert torch.allclose(muon.state[weight]["momentum_buffer"], 0.05 * gradient)
+    one, other = steps
+    assert 0 < (one - other).norm() < 0.02 * one.norm()
 
 
 def test_rate_and_decay_of_a_step_are_set_where_they_apply():

@@ -3,7 +3,6 @@
 import argparse
 import functools
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -14,14 +13,20 @@ import datasets
 import numpy as np
 import torch
 
+from cleangpt import schedules
 from cleangpt.data.arithmetic import ArithmeticSplit
 from cleangpt.data.loader import Loader
 from cleangpt.data.packing import TextSplit, write_column
 from cleangpt.data.prepare import prepare_data
 from cleangpt.data.text import build_text
+from cleangpt.outputs import Start
 from cleangpt.recipe import Data, Recipe
 from cleangpt.recipe_reading import parse_recipe
+from cleangpt.run import build_run
+from cleangpt.step import accumulate, update
 from cleangpt.tokenization import arithmetic_tokenizer, bpe_tokenizer, character_tokenizer
+
+from . import train
 
 ROWS = ((64, 256), (32, 1024))  # sequences and tokens of a batch
 PROBLEMS = 10_000_000
@@ -39,6 +44,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, 
     text = repeat(arguments.text, arguments.megabytes, folder / "text.txt")
     yield from measure_building(text, arguments.rounds, folder)
     yield from measure_loader(arguments.rounds, folder)
+    yield from measure_share(arguments.rounds, folder)
     yield "ten million addition problems, seconds", {"computed in batches of 10,000": [compute_problems()]}
     peaks, starts = {}, {}
     for size in arguments.sizes:
@@ -121,6 +127,27 @@ def rate(tokens: int, batch: Callable[[int], object]) -> float:
     return tokens * 200 / 1e6 / seconds(lambda: [batch(step) for step in range(1, 201)])
 
 
+def measure_share(rounds: int, folder: Path) -> Iterator[tuple[str, dict[str, list[float]]]]:
+    """Milliseconds of a batch, and of all the rest of a step."""
+    for shape in train.SHAPES:
+        options = argparse.Namespace(shape=shape, model_type="nanogpt", mixed_precision="no", steps=10_000)
+        run = build_run(train.make_recipe(options, folder / shape), Start(None, False))
+        batches = iter(range(1, 10_000))
+
+        def step(run=run, batches=batches) -> None:
+            loss = accumulate(run.accelerator, run.model, run.loader.batch(next(batches)))
+            update(run.accelerator, run.model, run.optimizers, schedules.Values(1e-3, 0.1, 1), 1.0, loss, False)
+
+        def batch(run=run, batches=batches) -> None:
+            run.loader.batch(next(batches))
+
+        sides = {"a step": step, "its batch": batch}
+        times = {
+            name: lambda work=work: 100 * seconds(lambda: [work() for _ in range(10)]) for name, work in sides.items()
+        }
+        yield f"{shape}, ms", in_turn(times, rounds)
+
+
 def compute_problems() -> float:
     split = ArithmeticSplit(Data(path="addition", num_digits=6), "train", 0, arithmetic_tokenizer())
     return seconds(lambda: [split[np.arange(i, i + 10_000)] for i in range(0, PROBLEMS, 10_000)])
@@ -144,9 +171,11 @@ def make_recipe(text: Path, folder: Path) -> Recipe:
 def peak_memory(text: Path, cache: Path) -> float:
     """Of a process of its own that builds and trains, file pages mapped included."""
     environment = {**os.environ, "HF_DATASETS_CACHE": str(cache)}
-    command = [sys.executable, __file__, str(text), str(cache / "outputs")]
+    command = [sys.executable, "-m", "benchmarks.data", str(text), str(cache / "outputs")]
     return float(
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]
+        subprocess.run(
+            command, cwd=Path(__file__).parent.parent, env=environment, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout.split()[-1]
     )
 
 
@@ -159,4 +188,5 @@ if __name__ == "__main__":
     from cleangpt import train
 
     train(make_recipe(Path(sys.argv[1]), Path(sys.argv[2])))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    status = Path("/proc/self/status").read_text()  # `getrusage` counts what the parent had when it forked
+    print(int(status.split("VmHWM:")[1].split()[0]) / 1024)

@@ -51,6 +51,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, 
 def make_recipe(arguments: argparse.Namespace, folder: Path) -> Recipe:
     """A run on random characters with a boundary at its very end only."""
     shape = dict(SHAPES[arguments.shape])
+    folder.mkdir(exist_ok=True)
     text = folder / "random.txt"
     text.write_text("".join(random.Random(0).choices(string.ascii_letters + string.digits + " \n", k=300_000)))
     values = {

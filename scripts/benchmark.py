@@ -1,13 +1,15 @@
 """Measures our code beside its peers: alternating in one run, medians, and what the machine itself can do.
 
-    python scripts/benchmark.py train --shape small
-    python scripts/benchmark.py data --text tinyshakespeare.txt
-    python scripts/benchmark.py grade --model outputs/adder/final
+    python scripts/benchmark.py train --shape baby --nanogpt NANOGPT     # a step of training
+    python scripts/benchmark.py loss-race --nanogpt NANOGPT --text TEXT  # to the same loss
+    python scripts/benchmark.py generate --nanogpt NANOGPT               # writing text
+    python scripts/benchmark.py data --text TEXT                         # building, loading, memory
+    python scripts/benchmark.py startup                                  # importing, first step
+    python scripts/benchmark.py growth                                   # cost against size, a picture
+    python scripts/benchmark.py checkpoint                               # what a checkpoint costs training
+    python scripts/benchmark.py grade --model outputs/adder/final        # grading arithmetic
 
-`train` lays the loop of `train.py` beside a bare PyTorch loop around the same model and batches. `data` lays building a
-dataset beside the bare tokenizer, and the loader beside one that slices a row at a time, as nanoGPT's does.
-`checkpoint` lays what a checkpoint costs training beside one plain save of the same tensors, `grade` grading arithmetic
-beside generating answers without a cache.
+NANOGPT is a clone of nanoGPT. docs/performance.md has figures.
 """
 
 import argparse
@@ -17,9 +19,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import checkpoint, data, grade, train
+from benchmarks import checkpoint, data, generate, grade, growth, loss_race, startup, train
 
-WHAT = {"train": train, "data": data, "checkpoint": checkpoint, "grade": grade}
+WHAT = {
+    "train": train,
+    "loss-race": loss_race,
+    "generate": generate,
+    "data": data,
+    "startup": startup,
+    "growth": growth,
+    "checkpoint": checkpoint,
+    "grade": grade,
+}
 
 
 def main() -> int:

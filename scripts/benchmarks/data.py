@@ -26,7 +26,7 @@ from cleangpt.run import build_run
 from cleangpt.step import accumulate, update
 from cleangpt.tokenization import arithmetic_tokenizer, bpe_tokenizer, character_tokenizer
 
-from . import train
+from . import train as train_benchmark
 
 ROWS = ((64, 256), (32, 1024))  # sequences and tokens of a batch
 PROBLEMS = 10_000_000
@@ -129,9 +129,9 @@ def rate(tokens: int, batch: Callable[[int], object]) -> float:
 
 def measure_share(rounds: int, folder: Path) -> Iterator[tuple[str, dict[str, list[float]]]]:
     """Milliseconds of a batch, and of all the rest of a step."""
-    for shape in train.SHAPES:
+    for shape in train_benchmark.SHAPES:
         options = argparse.Namespace(shape=shape, model_type="nanogpt", mixed_precision="no", steps=10_000)
-        run = build_run(train.make_recipe(options, folder / shape), Start(None, False))
+        run = build_run(train_benchmark.make_recipe(options, folder / shape), Start(None, False))
         batches = iter(range(1, 10_000))
 
         def step(run=run, batches=batches) -> None:
@@ -188,5 +188,4 @@ if __name__ == "__main__":
     from cleangpt import train
 
     train(make_recipe(Path(sys.argv[1]), Path(sys.argv[2])))
-    status = Path("/proc/self/status").read_text()  # `getrusage` counts what the parent had when it forked
-    print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
+    print(train_benchmark.resident("VmHWM"))  # `getrusage` counts what the parent had when it forked

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from .data.loader import to_device, to_host
 from .data.splits import IGNORED
+from .loss import sum_nats
 from .metrics.perplexity.perplexity import from_sums
 
 MOST_PROBLEMS = 200_000  # of an arithmetic split, which may hold 10^24, that are graded where nobody says how many
@@ -39,7 +40,7 @@ def evaluate_rows(
 ) -> tuple[dict[str, float], np.ndarray]:
     """As `evaluate`; also returns which of this process's rows had a token that was not the likeliest, int (wrong,)."""
     rows = min(len(split), num_rows or len(split), (max_batches or len(split)) * batch_size)
-    longest = getattr(split, "answer_width", split.sequence_length)  # where generation stops
+    is_text = hasattr(split, "num_bytes")
     starts = range(0, rows, batch_size)
     was_training = model.training
     model.eval()
@@ -50,16 +51,13 @@ def evaluate_rows(
         start = starts[mine] if mine < len(starts) else 0
         batch = to_host(split[np.arange(start, min(start + batch_size, rows))], accelerator.device)
         batch = to_device(batch, accelerator.device)
-        targets = batch.pop("targets")
-        logits = model(**batch, use_cache=False).logits  # (rows, time, vocab)
-        losses = F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        is_target = targets != IGNORED
-        matters = is_target & (is_target.cumsum(-1) <= longest)
-        right = ((logits.argmax(-1) == targets) | ~matters).all(-1)
-        counts = torch.stack([losses.sum(), is_target.sum(), right.sum(), torch.tensor(len(right)).to(right.device)])
-        sums.append(counts * (mine < len(starts)))
+        targets = batch["targets"]
+        if is_text:
+            nats, right = sum_nats(accelerator, model, batch), torch.ones(len(targets), dtype=torch.bool)
+        else:
+            nats, right = check_answers(model, batch, split.answer_width)
+        counts = [nats, (targets != IGNORED).sum(), right.sum(), torch.tensor(len(right))]
+        sums.append(torch.stack([count.to(accelerator.device) for count in counts]) * (mine < len(starts)))
         if mine < len(starts):
             wrong.append((start, ~right))
     model.train(was_training)
@@ -68,13 +66,27 @@ def evaluate_rows(
     )
     nats, num_targets, num_right, num_seen = accelerator.reduce(total, "sum").tolist()
 
-    has_bytes = hasattr(split, "num_bytes")
-    figures = from_sums(nats, num_targets, split.num_bytes * num_targets / split.num_targets if has_bytes else None)
+    figures = from_sums(nats, num_targets, split.num_bytes * num_targets / split.num_targets if is_text else None)
     del figures["bits_per_token"]  # the loss in another unit
-    if not has_bytes:
+    if not is_text:
         figures["accuracy"] = num_right / num_seen
     places = [np.empty(0, int)] + [start + mask.nonzero().flatten().cpu().numpy() for start, mask in wrong]
     return figures, np.concatenate(places)
+
+
+def check_answers(model, batch: dict[str, torch.Tensor], answer_width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of nats over the targets; and of each row, whether every token is the likeliest, bool (rows,).
+
+    Args:
+        answer_width: tokens that generation would write; what comes after them does not matter.
+    """
+    inputs = {name: values for name, values in batch.items() if name != "targets"}
+    targets = batch["targets"]  # (rows, time)
+    logits = model(**inputs, use_cache=False).logits.float()  # (rows, time, vocab)
+    nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    is_target = targets != IGNORED
+    matters = is_target & (is_target.cumsum(-1) <= answer_width)
+    return nats, ((logits.argmax(-1) == targets) | ~matters).all(-1)
 
 
 @torch.no_grad()

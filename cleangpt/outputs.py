@@ -124,6 +124,9 @@ def refuse_changes(saved_file: Path, recipe) -> None:
         if key == "training.mixed_precision" and new == "auto":
             recipe.training.mixed_precision = old  # chosen once
             continue
+        if key == "model.attn_implementation" and new is None:
+            recipe.model["attn_implementation"] = old  # chosen once
+            continue
         if key == "data.fingerprint" and new is None:
             recipe.data.fingerprint = old  # compared once the data is there
             continue

@@ -19,7 +19,6 @@ import matplotlib
 import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -29,7 +28,8 @@ from .data.prepare import PreparedData, prepare_data
 from .data.splits import IGNORED
 from .evaluation import evaluate
 from .launch import choose_precision
-from .models.build import load_config
+from .loss import in_parts, nats, nats_in_parts
+from .models.build import choose_attention, load_config
 from .monitoring import flops_per_token
 from .optim import apply_updates, build_optimizers
 from .outputs import Start
@@ -140,7 +140,8 @@ def bare_model(recipe: Recipe, data: PreparedData) -> PreTrainedModel:
     """The recipe's model; within `FakeTensorMode`, without content."""
     sizes = {"vocab_size": len(data.tokenizer), "max_position_embeddings": data.splits["train"].sequence_length}
     config = load_config(recipe.model, **({} if "init_from" in recipe.model else sizes))
-    attention = recipe.model.get("attn_implementation")
+    length = data.splits["train"].sequence_length
+    attention = choose_attention(recipe.model, length, _precision(recipe), _device())
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
 
 
@@ -186,7 +187,7 @@ def one_step(
             allocations.peak = 0
             for _ in range(min(micro_steps, 2)):  # the second one finds gradients in place
                 before = allocations.now
-                loss = forward(recipe, model, micro_batch, length, "sum")
+                loss = forward(recipe, model, micro_batch, length)
                 activations = allocations.now - before
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.training.max_grad_norm or float("inf"))
@@ -195,7 +196,7 @@ def one_step(
         allocations.peak = 0
         with torch.no_grad():
             rows = min(recipe.evaluation.batch_size, len(validation))
-            forward(recipe, model.eval(), rows, validation.sequence_length, "none")
+            forward(recipe, model.eval(), rows, validation.sequence_length)
         evaluation_peak = allocations.peak
     weights = gradients = sum(weight.nbytes for weight in model.parameters())
     state = sum(
@@ -222,14 +223,15 @@ def one_step(
     return model, ddp, fsdp, evaluation_peak
 
 
-def forward(recipe: Recipe, model: PreTrainedModel, rows: int, length: int, reduction: str) -> torch.Tensor:
+def forward(recipe: Recipe, model: PreTrainedModel, rows: int, length: int) -> torch.Tensor:
     """The loss of a batch without content, (rows, length), in the precision of the run."""
     precision = _precision(recipe)
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     ids = torch.zeros(rows, length, dtype=torch.int64)
     with torch.autocast("cpu", dtype, enabled=precision != "no"):
-        logits = model(ids, use_cache=False).logits  # (rows, length, vocab)
-    return F.cross_entropy(logits.flatten(0, 1).float(), ids.flatten(), reduction=reduction)
+        if in_parts(model, precision, sharded=False):
+            return nats_in_parts(model, model.get_output_embeddings().weight, {"input_ids": ids}, ids)
+        return nats(model, {"input_ids": ids}, ids)
 
 
 def _precision(recipe: Recipe) -> str:

@@ -280,8 +280,8 @@ class Recipe:
     """Where the run lives."""
     model: dict[str, Any] = Field(default_factory=dict)
     """`model_type` (`nanogpt`, `nanollama`, or any causal language model of transformers, `qwen3` say), any key of that
-    model's configuration (null leaves it out), `attn_implementation`, and `init_from` (a folder or Hub id whose
-    weights to start from)."""
+    model's configuration (null leaves it out), `attn_implementation` (chosen by hardware and length where it is not
+    given), and `init_from` (a folder or Hub id whose weights to start from)."""
     tokenizer: Tokenizer = Field(default_factory=Tokenizer)
     """Text to ids."""
     training: Training = Field(default_factory=Training)

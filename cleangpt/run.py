@@ -14,7 +14,7 @@ from .errors import UserError
 from .files import clear_leftovers
 from .hub import Publisher
 from .launch import start_accelerator
-from .models.build import build_model, load_config, load_model
+from .models.build import build_model, choose_attention, load_config, load_model
 from .monitoring import flops_per_token
 from .optim import build_optimizers
 from .outputs import Start, open_folder
@@ -43,7 +43,7 @@ def build_run(recipe: Recipe, start: Start) -> Run:
     """Builds every part; what the user has to mend is told before anything is written.
 
     Args:
-        recipe: with `data.block_size`; `training.mixed_precision` is resolved here. start: where the run starts.
+        recipe: with `data.block_size`; precision and attention are resolved here. start: where the run starts.
     """
     training = recipe.training
     width = load_config(recipe.model).hidden_size
@@ -66,10 +66,13 @@ def build_run(recipe: Recipe, start: Start) -> Run:
         sequences = training.max_epochs * split.num_sequences
         max_steps = schedules.steps_for(sequences, training.batch_size, recipe.schedule, recipe.optimizer)
 
+    attention = choose_attention(recipe.model, split.sequence_length, training.mixed_precision, accelerator.device)
+    if attention is not None:
+        recipe.model["attn_implementation"] = attention
     if start.checkpoint is None:
         model, progress = build_model(recipe.model, data.tokenizer, split, recipe.run.seed), Progress()
     else:
-        model = load_model(start.checkpoint / "model", recipe.model.get("attn_implementation"))
+        model = load_model(start.checkpoint / "model", attention)
         progress = load_progress(start.checkpoint)
     check_prompts(recipe.evaluation.prompts, data.tokenizer, model.config.max_position_embeddings)
     optimizers = build_optimizers(recipe.optimizer, model)

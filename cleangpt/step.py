@@ -6,12 +6,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.nn import functional as F
 
 from . import schedules
 from .data.loader import Batch
-from .data.splits import IGNORED
 from .launch import agree
+from .loss import sum_nats
 from .optim import apply_updates, set_hyperparameters
 
 
@@ -37,11 +36,7 @@ def accumulate(accelerator: Accelerator, model: nn.Module, batch: Batch) -> torc
     for i, micro_batch in enumerate(batch.micro_batches):
         last = i == len(batch.micro_batches) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            targets = micro_batch.pop("targets")  # (rows, time)
-            logits = model(**micro_batch, use_cache=False).logits  # (rows, time, vocab)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-            loss = nats / batch.num_targets
+            loss = sum_nats(accelerator, model, micro_batch) / batch.num_targets
             accelerator.backward(loss * accelerator.num_processes)  # processes average their gradients: undone here
         total = total + loss.detach()
     return total

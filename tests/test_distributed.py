@@ -12,6 +12,7 @@ import faults
 import psutil
 import pytest
 import torch
+from accelerate import DistributedType
 from conftest import ROOT, read_metrics
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -70,11 +71,16 @@ class Ragged:
 class Group:
     """What `accumulate` needs of an Accelerator."""
 
+    mixed_precision, distributed_type = "no", DistributedType.MULTI_CPU
+
     def __init__(self, num_processes: int):
         self.num_processes, self.device = num_processes, torch.device("cpu")
 
     def no_sync(self, model):
         return model.no_sync()
+
+    def unwrap_model(self, model):
+        return getattr(model, "module", model)
 
     def backward(self, loss):
         loss.backward()

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from cleangpt import UserError, load_recipe, train
 from cleangpt.checkpoint import list_checkpoints
+from cleangpt.models.build import choose_attention
 from cleangpt.outputs import find_start
 from cleangpt.run import build_run
 from cleangpt.step import accumulate, step_seed
@@ -293,3 +294,25 @@ def test_bf16_trains_close_to_float32(tiny_text):
     train(full := load_recipe(tiny_text, ["--training.mixed_precision=no", "--run.name=full"]))
     assert losses(half.folder) == pytest.approx(losses(full.folder), abs=0.05)
     assert losses(half.folder) != losses(full.folder)
+
+
+def test_attention_is_chosen_once(tiny_text):
+    final = train(load_recipe(tiny_text, ["--training.max_steps=3"]))
+    assert load_recipe(final.parent / "recipe.yaml", []).model["attn_implementation"] == "eager"
+    assert "attn" not in (final / "config.json").read_text()
+    train(load_recipe(tiny_text, ["--training.max_steps=3"]))  # the same command: not another recipe
+
+
+@pytest.mark.parametrize(
+    ("model", "length", "precision", "device", "chosen"),
+    [
+        ({"model_type": "nanogpt"}, 16, "no", "cpu", "eager"),
+        ({"model_type": "nanogpt"}, 17, "no", "cpu", None),
+        ({"model_type": "nanollama"}, 256, "bf16", "cpu", "eager"),
+        ({"model_type": "nanogpt"}, 16, "bf16", "cuda", None),
+        ({"model_type": "qwen3"}, 16, "no", "cpu", None),
+        ({"model_type": "nanogpt", "attn_implementation": "sdpa"}, 16, "no", "cpu", "sdpa"),
+    ],
+)
+def test_attention_table(model, length, precision, device, chosen):
+    assert choose_attention(model, length, precision, torch.device(device)) == chosen

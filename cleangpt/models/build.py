@@ -64,6 +64,24 @@ def build_model(model: dict, tokenizer, split, seed: int) -> PreTrainedModel:
     return network
 
 
+def choose_attention(model: dict, length: int, mixed_precision: str, device: torch.device) -> str | None:
+    """The attention of a run whose recipe names none, from a fixed table, so that a resumed run chooses the same.
+
+    | hardware | sequences of | chosen |
+    |---|---|---|
+    | CPU, float32 | at most 16 tokens | `eager`: a step of `recipes/adder.yaml` takes 0.8 of the time |
+    | CPU, bf16 | at most 256 tokens | `eager`: 0.6 of the time of attention alone, with AMX |
+    | any other | | what transformers chooses, `sdpa` |
+
+    Args:
+        model: the recipe's section. length: tokens of a sequence. mixed_precision: `no`, `bf16` or `fp16`.
+    """
+    if "attn_implementation" in model or model.get("model_type") not in ("nanogpt", "nanollama"):
+        return model.get("attn_implementation")
+    short = length <= (256 if mixed_precision == "bf16" else 16)
+    return "eager" if device.type == "cpu" and short else None
+
+
 def load_model(folder: str | Path, attention: str | None = None, key: str = "model") -> PreTrainedModel:
     """A saved model in float32, under the attention implementation `attention`.
 

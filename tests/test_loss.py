@@ -1,0 +1,70 @@
+"""The loss with a large vocabulary, made a part at a time, is the plain one."""
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.nn import functional as F
+
+from cleangpt import (
+    NanoGPTConfig,
+    NanoGPTForCausalLM,
+    NanoLlamaConfig,
+    NanoLlamaForCausalLM,
+    load_recipe,
+    loss,
+    train,
+)
+
+SHAPE = {"vocab_size": 5000, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+SHAPE |= {"max_position_embeddings": 400}
+
+
+@pytest.fixture(params=["nanogpt", "nanollama"])
+def model(request):
+    torch.manual_seed(0)
+    if request.param == "nanogpt":
+        return NanoGPTForCausalLM(NanoGPTConfig(**SHAPE))
+    return NanoLlamaForCausalLM(NanoLlamaConfig(intermediate_size=32, tie_word_embeddings=False, **SHAPE))
+
+
+@pytest.fixture
+def batch():
+    ids = torch.randint(5000, (3, 401))
+    targets = ids[:, 1:].clone()
+    targets[1, 100:] = -100
+    return {"input_ids": ids[:, :-1], "targets": targets}
+
+
+def test_large_vocabulary_has_the_plain_loss_and_gradients(model, batch):
+    part = loss.sum_nats(Accelerator(cpu=True), model, batch)
+    part.backward()
+    gradients = [weight.grad.clone() for weight in model.parameters()]
+    model.zero_grad()
+    logits = model(batch["input_ids"], use_cache=False).logits
+    plain = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), reduction="sum")
+    plain.backward()
+    assert part.item() == pytest.approx(plain.item(), rel=1e-6)
+    for gradient, weight in zip(gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, weight.grad, rtol=1e-4, atol=1e-5 * weight.grad.abs().max().item())
+
+
+def test_large_vocabulary_makes_no_logits(model, batch):
+    made = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: made.append(output.numel()))
+    loss.sum_nats(Accelerator(cpu=True), model, batch)
+    assert made == [0]
+
+
+def test_large_vocabulary_trains_as_the_plain_loss(tiny_text, tmp_path, monkeypatch):
+    losses = {}
+    for least in (1, 10**9):
+        monkeypatch.setattr(loss, "LARGE", least)
+        final = train(
+            load_recipe(tiny_text, ["--training.max_steps=50", "--tracking.log_every=1", f"--run.name=a{least}"])
+        )
+        lines = (final.parent / "metrics.jsonl").read_text().splitlines()
+        losses[least] = [json.loads(line)["train/loss"] for line in lines if "train/loss" in line]
+    assert len(losses[1]) == 50
+    assert losses[1] == pytest.approx(losses[10**9], rel=1e-5)

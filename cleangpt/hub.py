@@ -24,12 +24,16 @@ SLOWEST = 500_000  # bytes a second that an upload may be expected to reach
 RUN_FILES = ("recipe.yaml", "metrics.jsonl")  # of the run's folder, published beside the model
 
 
-def push_folder(folder: Path, repo_id: str, private: bool, message: str, beside: dict[str, Path] | None = None) -> str:
-    """Uploads a saved model's folder as one commit; makes the repository where there is none.
+def push_folder(
+    folder: Path, repo_id: str, private: bool, message: str, beside: dict[str, Path] | None = None, kind: str = "model"
+) -> str:
+    """Uploads a folder as one commit; makes the repository where there is none.
 
     Args:
+        folder: a saved model's; of a dataset, built data, which lie under their own name in the repository.
         repo_id: `user/name`, or `name` in the token's namespace. private: visible to its owner only.
         message: of the commit. beside: further files and folders by their path in the repository.
+        kind: `model` or `dataset`.
 
     Returns:
         The repository's full id.
@@ -40,16 +44,17 @@ def push_folder(folder: Path, repo_id: str, private: bool, message: str, beside:
     try:
         _give_up_on_silence()
         api = HfApi()
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if private and not api.model_info(repo_id).private:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=kind).repo_id
+        if private and not api.repo_info(repo_id, repo_type=kind).private:
             raise ValueError(f"{repo_id} is public; say hub.private: false, or make it private there")
-        files = _files_in(folder, "")
+        files = _files_in(folder, f"{folder.name}/" if kind == "dataset" else "")
         for place, path in (beside or {}).items():
             files |= _files_in(path, f"{place}/") if path.is_dir() else {place: path}
         api.create_commit(
             repo_id,
             [CommitOperationAdd(place, path) for place, path in sorted(files.items())],
             commit_message=message,
+            repo_type=kind,
         )
     except Exception as error:  # the network and the Hub raise many kinds
         raise ConnectionError(_without_token(f"{type(error).__name__}: {error}")) from None

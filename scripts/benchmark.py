@@ -1,7 +1,7 @@
 """Measures our code beside its peers: alternating in one run, medians, and what the machine itself can do.
 
     python scripts/benchmark.py train --shape baby --nanogpt NANOGPT     # a step of training
-    python scripts/benchmark.py loss-race --nanogpt NANOGPT --text TEXT  # to the same loss
+    python scripts/benchmark.py loss-race --nanogpt NANOGPT              # to the same loss
     python scripts/benchmark.py generate --nanogpt NANOGPT               # writing text
     python scripts/benchmark.py data --text TEXT                         # building, loading, memory
     python scripts/benchmark.py startup                                  # importing, first step

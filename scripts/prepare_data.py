@@ -3,6 +3,9 @@
     python scripts/prepare_data.py recipes/tinystory.yaml [--section.key=value ...]
 
 Ends with a table and, in the cache folder, a histogram of the documents' lengths. Training finds what was built here.
+`--push REPO_ID` puts it on the Hub too, for machines that shall not build it again; they get it by
+
+    hf download --repo-type dataset REPO_ID --local-dir ~/.cache/huggingface/datasets/cleangpt
 """
 
 import argparse
@@ -15,7 +18,8 @@ import numpy as np
 
 from cleangpt.data.packing import document_lengths, summarize
 from cleangpt.data.prepare import PreparedData, prepare_data
-from cleangpt.errors import exit_code
+from cleangpt.errors import UserError, exit_code
+from cleangpt.hub import push_folder
 from cleangpt.recipe_reading import load_recipe
 
 QUANTILES = {"min": 0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "max": 1}
@@ -24,10 +28,24 @@ QUANTILES = {"min": 0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "max": 1}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("recipe", help="the recipe's file")
+    parser.add_argument("--push", metavar="REPO_ID", help="push what was built to the Hub, private as hub.private says")
     arguments, overrides = parser.parse_known_args()
     started = time.perf_counter()
-    data = prepare_data(load_recipe(arguments.recipe, overrides))
+    recipe = load_recipe(arguments.recipe, overrides)
+    data = prepare_data(recipe)
     report(data, time.perf_counter() - started)
+    if arguments.push:
+        push(data, arguments.push, recipe.hub.private)
+
+
+def push(data: PreparedData, repo_id: str, private: bool) -> None:
+    """Puts the built folder on the Hub."""
+    if data.folder is None:
+        raise UserError(("--push", "expected data that is built, arithmetic is computed"))
+    try:
+        print(f"pushed to {push_folder(data.folder, repo_id, private, 'Built data', kind='dataset')}")
+    except ConnectionError as error:
+        raise UserError(("--push", str(error))) from None
 
 
 def report(data: PreparedData, seconds: float) -> None:

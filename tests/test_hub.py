@@ -9,16 +9,18 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_python
+from conftest import ROOT, run_command, run_python
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import cleangpt.hub
 from cleangpt import UserError, load_recipe, train
 from cleangpt.checkpoint import is_whole
+from cleangpt.data.prepare import prepare_data
 from cleangpt.hub import Publisher, push_folder
 from cleangpt.recipe import Hub
 
@@ -202,3 +204,18 @@ def test_nothing_private_goes_to_a_public_repository(hub, tiny_text):
 def test_the_repository_is_checked_before_the_run(tiny_text):
     with pytest.raises(UserError, match=r"hub\.repo_id"):
         load_recipe(tiny_text, ["--hub.push=true", "--run.name=not a name"])
+
+
+def test_built_data_go_to_the_hub_and_back(hub, tiny_text, tmp_path):
+    built = prepare_data(load_recipe(tiny_text)).folder
+    done = run_python("scripts/prepare_data.py", tiny_text, "--push", "me/data", **hub.environment)
+    assert done.returncode == 0, done.stderr
+    download = ["download", "--repo-type", "dataset", "me/data", "--local-dir", tmp_path / "cache" / "cleangpt"]
+    assert run_command(Path(sys.executable).with_name("hf"), *download, **hub.environment).returncode == 0
+    back = tmp_path / "cache" / "cleangpt" / built.name
+    names = sorted(path.relative_to(built) for path in built.rglob("*") if path.is_file())
+    assert all((back / name).read_bytes() == (built / name).read_bytes() for name in names)
+    data = (back / "train.arrow").stat().st_mtime_ns
+    done = run_python("scripts/prepare_data.py", tiny_text, HF_DATASETS_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0 and str(back) in done.stdout
+    assert (back / "train.arrow").stat().st_mtime_ns == data  # found, not built again

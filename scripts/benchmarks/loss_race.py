@@ -1,7 +1,8 @@
-"""To the loss that nanoGPT's laptop command ends with on a text: whole processes, from start to exit.
+"""To the loss that nanoGPT ends with: whole processes, from start to exit.
 
-`--nanogpt DIR` runs that command (4 layers, width 128, 12 x 64 characters, 2,000 steps), measures its model on the
-whole validation split as ours are measured, and then trains recipes/shakespeare_cpu.yaml for `--steps` steps.
+By default nanoGPT runs the command that its README gives for a laptop (4 layers, width 128, 12 x 64 characters, 2,000
+steps), its model is measured on the whole validation split as ours are, and ours is recipes/shakespeare_cpu.yaml in
+fewer steps. Another recipe gives nanoGPT its data and its shape too.
 """
 
 import argparse
@@ -18,75 +19,79 @@ from cleangpt.recipe_reading import load_recipe
 from . import peers
 
 ROOT = Path(__file__).parents[2]
-# A short schedule, and one look at the validation split: the end.
-RACE = ["--training.macro_batch=100000", "--checkpoint.keep_last=1", "--evaluation.prompts=[]"]
+# One look at the validation split, at the end.
+RACE = ["training.macro_batch=100000", "evaluation.prompts=[]", "checkpoint.keep_last=1", "tracking.log_every=50"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of nanoGPT")
-    parser.add_argument("--text", type=Path, required=True, help="a text file, tiny Shakespeare say")
+    parser.add_argument("--recipe", default="recipes/shakespeare_cpu.yaml", help="[recipes/shakespeare_cpu.yaml]")
     parser.add_argument("--steps", type=int, default=300, help="of ours [300]")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the recipe to change")
+    parser.add_argument("--their_steps", type=int, default=2000, help="of nanoGPT's [2000]")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the recipe, for both sides")
+    parser.add_argument("--ours", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the recipe, for ours")
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, dict[str, list[float]]]]:
     """Seconds, and loss on the whole validation split."""
-    path, text = str(ROOT / "recipes/shakespeare_cpu.yaml"), f"--data.data_files={arguments.text.resolve()}"
-    recipe = load_recipe(path, [text])
-    prepare_data(recipe)  # neither side's data are counted
+    shared = [f"--{option}" for option in arguments.set]
+    own = [*shared, *(f"--{option}" for option in [*RACE, *arguments.ours]), f"--training.max_steps={arguments.steps}"]
+    prepare_data(load_recipe(arguments.recipe, shared))  # neither side's data are counted
     sides = {
-        "nanoGPT's laptop command": lambda n: their_run(recipe, arguments.nanogpt, folder / f"nanogpt-{n}"),
-        "ours": lambda n: our_run(
-            path, [text, *(f"--{option}" for option in arguments.set)], arguments.steps, folder / f"ours-{n}"
-        ),
+        "nanoGPT": lambda n: their_run(arguments, shared, folder / f"nanogpt-{n}"),
+        "ours": lambda n: our_run(arguments.recipe, own, folder / f"ours-{n}"),
     }
-    seconds, losses = {name: [] for name in sides}, {name: [] for name in sides}
+    took, figures = {name: [] for name in sides}, {name: [] for name in sides}
     for number in range(arguments.rounds):
         for name, side in sides.items():
-            took, loss = side(number)
-            seconds[name].append(took)
-            losses[name].append(loss)
-    yield "whole process, seconds", seconds
-    yield "loss on the whole validation split", losses
+            seconds, found = side(number)
+            took[name].append(seconds)
+            figures[name].append(found)
+    yield "whole process, seconds", took
+    for key in ("eval/loss", "eval/bits_per_byte"):
+        yield f"{key}, whole validation split", {name: [f[key] for f in found] for name, found in figures.items()}
 
 
-def their_run(recipe, source: Path, folder: Path) -> tuple[float, float]:
+def their_run(arguments: argparse.Namespace, shared: list[str], folder: Path) -> tuple[float, dict[str, float]]:
+    """Seconds and figures of nanoGPT, with the settings of its laptop command but for the recipe's shape and batch."""
+    recipe = load_recipe(arguments.recipe, shared)
     data = prepare_data(recipe)
-    peers.copy_nanogpt(source, folder, data.splits)
+    peers.copy_nanogpt(arguments.nanogpt, folder, data.splits)
     started = time.perf_counter()
     peers.run_nanogpt(
         folder,
         vocab_size=len(data.tokenizer),
         out_dir="out",
-        n_layer=4,
-        n_head=4,
-        n_embd=128,
-        block_size=64,
-        batch_size=12,
-        max_iters=2000,
-        lr_decay_iters=2000,
+        n_layer=recipe.model["num_hidden_layers"],
+        n_head=recipe.model["num_attention_heads"],
+        n_embd=recipe.model["hidden_size"],
+        block_size=recipe.data.block_size,
+        batch_size=recipe.training.batch_size,
+        max_iters=arguments.their_steps,
+        lr_decay_iters=arguments.their_steps,
         learning_rate=1e-3,
         min_lr=1e-4,
         beta2=0.99,
         warmup_iters=100,
+        always_save_checkpoint=False,
         eval_iters=20,
         eval_interval=250,
         log_interval=1,
     )
     took = time.perf_counter() - started
-    model = folder / "model"
-    script = [sys.executable, "scripts/import_checkpoint.py", str(folder / "out/ckpt.pt"), str(model)]
-    subprocess.run(script, cwd=ROOT, check=True, capture_output=True)
-    measure_it = [sys.executable, "scripts/evaluate_model.py", str(model), "--json", "--recipe"]
-    measure_it += ["recipes/shakespeare_cpu.yaml", f"--data.data_files={recipe.data.data_files}"]
-    figures = subprocess.run(measure_it, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return took, json.loads(figures)["eval/loss"]
+    last = folder / "model"
+    convert = ["scripts/import_checkpoint.py", str(folder / "out/ckpt.pt"), str(last)]
+    subprocess.run([sys.executable, *convert], cwd=ROOT, check=True, capture_output=True)
+    evaluate = ["scripts/evaluate_model.py", str(last), "--recipe", arguments.recipe, "--json", *shared]
+    found = subprocess.run([sys.executable, *evaluate], cwd=ROOT, check=True, capture_output=True, text=True)
+    return took, json.loads(found.stdout)
 
 
-def our_run(path: str, overrides: list[str], steps: int, folder: Path) -> tuple[float, float]:
-    options = [*RACE, *overrides, f"--training.max_steps={steps}", f"--run.output_dir={folder}"]
+def our_run(recipe: str, options: list[str], folder: Path) -> tuple[float, dict[str, float]]:
+    """Seconds and figures of ours."""
+    command = [sys.executable, "train.py", recipe, *options, f"--run.output_dir={folder}", "--run.name=ours"]
     started = time.perf_counter()
-    subprocess.run([sys.executable, "train.py", path, *options], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     took = time.perf_counter() - started
-    lines = [json.loads(line) for line in (folder / "shakespeare_cpu/metrics.jsonl").read_text().splitlines()]
-    return took, [line["eval/loss"] for line in lines if "eval/loss" in line][-1]
+    lines = [json.loads(line) for line in (folder / "ours/metrics.jsonl").read_text().splitlines()]
+    return took, next(line for line in reversed(lines) if "eval/loss" in line)

@@ -29,7 +29,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, 
     torch.manual_seed(0)
     model = NanoGPTForCausalLM(NanoGPTConfig(max_position_embeddings=TOKENS, **SHAPE)).eval()
     for batch_size in arguments.batch_sizes:
-        start = torch.zeros(batch_size, 1, dtype=torch.long)
+        start = torch.ones(batch_size, 1, dtype=torch.long)
         sides = {"transformers, gpt2": writer(to_native(model), start), "ours": writer(model, start)}
         if arguments.nanogpt:
             sides = {"nanoGPT": nanogpt_writer(arguments.nanogpt, model, start), **sides}
@@ -46,8 +46,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, 
 
 
 def writer(model, start: torch.Tensor) -> Callable[[], torch.Tensor]:
-    length = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "max_length": None}
-    return lambda: model.generate(start, do_sample=True, top_k=0, eos_token_id=None, pad_token_id=0, **length)
+    options = {"max_new_tokens": TOKENS, "max_length": None, "eos_token_id": None, "pad_token_id": 0}
+    mask = torch.ones_like(start)
+    return lambda: model.generate(start, attention_mask=mask, do_sample=True, top_k=0, **options)
 
 
 def nanogpt_writer(source: Path, model, start: torch.Tensor) -> Callable[[], torch.Tensor]:

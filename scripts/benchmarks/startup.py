@@ -20,7 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, dict[str, list[float]]]]:
     """Seconds of whole processes, one figure a round."""
-    sides = {"transformers' Auto classes": f"{IMPORT}; {USE}", "cleangpt and them": f"import cleangpt; {IMPORT}; {USE}"}
+    sides = {
+        "transformers' Auto classes": f"{IMPORT}; {USE}",
+        "and the base classes of its models": f"{IMPORT}; {USE}; from transformers import GenerationMixin, PreTrainedModel",
+        "cleangpt and them": f"import cleangpt; {IMPORT}; {USE}",
+    }
     figures = {name: [] for name in sides}
     for _ in range(arguments.rounds):
         for name, code in sides.items():

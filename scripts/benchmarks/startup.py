@@ -20,9 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, dict[str, list[float]]]]:
     """Seconds of whole processes, one figure a round."""
+    bases = "from transformers import GenerationMixin, PreTrainedModel"
     sides = {
         "transformers' Auto classes": f"{IMPORT}; {USE}",
-        "and the base classes of its models": f"{IMPORT}; {USE}; from transformers import GenerationMixin, PreTrainedModel",
+        "and the base classes of its models": f"{IMPORT}; {USE}; {bases}",
         "cleangpt and them": f"import cleangpt; {IMPORT}; {USE}",
     }
     figures = {name: [] for name in sides}

@@ -84,7 +84,7 @@ def choose_precision(mixed_precision: str, on_cpu: bool, hidden_size: int) -> st
     | GPU with bf16 | `bf16` |
     | GPU without | `fp16` |
     | Apple's MPS (untested) | `no` |
-    | CPU with native bf16, width at least 256 | `bf16` |
+    | CPU with native bf16, width at least 128 | `bf16` |
     | any other CPU | `no` |
     """
     if mixed_precision == "fp16" and on_cpu:
@@ -92,7 +92,7 @@ def choose_precision(mixed_precision: str, on_cpu: bool, hidden_size: int) -> st
     if mixed_precision != "auto":
         return mixed_precision
     if on_cpu:
-        return "bf16" if has_native_bf16(torch.device("cpu")) and hidden_size >= 256 else "no"
+        return "bf16" if has_native_bf16(torch.device("cpu")) and hidden_size >= 128 else "no"
     if torch.accelerator.current_accelerator().type == "mps":
         return "no"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"

@@ -20,19 +20,19 @@ def sum_nats(accelerator: Accelerator, model: nn.Module, batch: dict[str, torch.
     """
     inputs = {name: values for name, values in batch.items() if name != "targets"}
     network, sharded = accelerator.unwrap_model(model), accelerator.distributed_type == DistributedType.FSDP
-    if in_parts(network, accelerator.mixed_precision, sharded):
+    if in_parts(network, accelerator.mixed_precision, accelerator.device, sharded):
         return nats_in_parts(model, network.get_output_embeddings().weight, inputs, batch["targets"])
     return nats(model, inputs, batch["targets"])
 
 
-def in_parts(network: PreTrainedModel, mixed_precision: str, sharded: bool) -> bool:
-    """Whether to make the logits in parts: for a NanoGPT or NanoLlama with a large vocabulary, in float32.
+def in_parts(network: PreTrainedModel, mixed_precision: str, device: torch.device, sharded: bool) -> bool:
+    """Whether to make the logits in parts: for a NanoGPT or NanoLlama with a large vocabulary and float32 weights.
 
-    In bf16 the head's products would be made in float32, FSDP shards the head, and other models may do more than
-    multiply by it.
+    The head's products are then float32 too: on a CPU in bf16 still faster than all logits at once, on a GPU not.
+    FSDP shards the head, and other models may do more than multiply by it.
     """
     plain_head = network.config.model_type in ("nanogpt", "nanollama")
-    is_float32 = network.dtype == torch.float32 and mixed_precision == "no"
+    is_float32 = network.dtype == torch.float32 and (mixed_precision == "no" or device.type == "cpu")
     return network.config.vocab_size >= LARGE and plain_head and is_float32 and not sharded
 
 

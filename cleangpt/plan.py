@@ -229,7 +229,7 @@ def forward(recipe: Recipe, model: PreTrainedModel, rows: int, length: int) -> t
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     ids = torch.zeros(rows, length, dtype=torch.int64)
     with torch.autocast("cpu", dtype, enabled=precision != "no"):
-        if in_parts(model, precision, sharded=False):
+        if in_parts(model, precision, _device(), sharded=False):
             return nats_in_parts(model, model.get_output_embeddings().weight, {"input_ids": ids}, ids)
         return nats(model, {"input_ids": ids}, ids)
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch.nn import functional as F
 
 from cleangpt import (
@@ -50,11 +51,15 @@ def test_large_vocabulary_has_the_plain_loss_and_gradients(model, batch):
         torch.testing.assert_close(gradient, weight.grad, rtol=1e-4, atol=1e-5 * weight.grad.abs().max().item())
 
 
-def test_large_vocabulary_makes_no_logits(model, batch):
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_large_vocabulary_makes_no_logits(model, batch, precision):
     made = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: made.append(output.numel()))
-    loss.sum_nats(Accelerator(cpu=True), model, batch)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, mixed_precision=precision)
+    value = loss.sum_nats(accelerator, accelerator.prepare(model), batch)
     assert made == [0]
+    assert value.dtype == torch.float32
 
 
 def test_large_vocabulary_trains_as_the_plain_loss(tiny_text, tmp_path, monkeypatch):

@@ -204,6 +204,16 @@ def test_eager_and_sdpa_agree(make):
 
 
 @MODELS
+def test_eager_rows_of_padding_are_finite_in_bf16(make):
+    model = make()
+    model.set_attn_implementation("eager")
+    mask = torch.ones(1, 9, dtype=torch.long)
+    mask[:, :4] = 0
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(random_ids(1, 9), attention_mask=mask).logits.isfinite().all()
+
+
+@MODELS
 def test_flex_attention_agrees(make):
     model = make()
     sdpa = model(random_ids()).logits

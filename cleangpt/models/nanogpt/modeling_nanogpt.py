@@ -43,10 +43,11 @@ def eager_attention_forward(
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """softmax(Q K^T / sqrt(head_dim) + mask) V, written out ("Attention Is All You Need", equation 1)."""
-    weights = torch.matmul(query, key.transpose(2, 3)) * scaling  # (batch, heads, time, keys)
+    weights = torch.matmul(query * scaling, key.transpose(2, 3))  # (batch, heads, time, keys)
     if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+        lowest = torch.finfo(weights.dtype).min  # float32's would round to -inf in bf16, and a row of padding to nan
+        weights = weights + attention_mask.clamp(min=lowest).to(weights.dtype)
+    weights = nn.functional.softmax(weights, dim=-1).to(query.dtype)  # computed in float32 whatever its input
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     output = torch.matmul(weights, value).transpose(1, 2).contiguous()  # (batch, time, heads, head_dim)
     return output, weights

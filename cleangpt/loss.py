@@ -19,7 +19,8 @@ def sum_nats(accelerator: Accelerator, model: nn.Module, batch: dict[str, torch.
         model: as prepared by the accelerator. batch: `targets` (rows, time), -100 for none, and the model's inputs.
     """
     inputs = {name: values for name, values in batch.items() if name != "targets"}
-    network, sharded = accelerator.unwrap_model(model), accelerator.distributed_type == DistributedType.FSDP
+    network = getattr(model, "module", model)  # as `unwrap_model` gives it, which takes longer
+    sharded = accelerator.distributed_type == DistributedType.FSDP
     if in_parts(network, accelerator.mixed_precision, accelerator.device, sharded):
         return nats_in_parts(model, network.get_output_embeddings().weight, inputs, batch["targets"])
     return nats(model, inputs, batch["targets"])

@@ -5,6 +5,7 @@ step ──> places in the endless order ──> epoch, place in it ──> perm
 Where there is an accelerator, a thread reads the next batch into pinned memory while this one is computed with.
 """
 
+import functools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import torch
 
 from .permutation import permute
 from .splits import IGNORED
+
+PIECE = 1024  # places permuted at once: numpy takes hardly longer for them than for a dozen
 
 
 @dataclass
@@ -51,12 +54,21 @@ class Loader:
         self.process, self.num_processes, self.micro_batch_size = process, num_processes, micro_batch_size
         sizes = np.fromiter((batch_sizes(step) for step in range(1, max_steps + 1)), np.int64, max_steps)
         self.ends = np.concatenate([[0], np.cumsum(sizes)])  # samples drawn after each step
+        self.piece = functools.lru_cache(2)(self._piece)
         self.reader = None if device.type == "cpu" else ThreadPoolExecutor(1, "loader")
         self.ahead: dict[int, Future] = {}  # the next step, being read
 
     def indices(self, step: int) -> np.ndarray:
         """The samples of `step` (from 1) over all processes, in order: each epoch permutes the whole split anew."""
-        epochs, places = np.divmod(np.arange(self.ends[step - 1], self.ends[step]), len(self.split))
+        first, last = int(self.ends[step - 1]), int(self.ends[step])
+        length = min(PIECE, len(self.split))
+        start = first - first % length
+        pieces = [self.piece(place, length) for place in range(start, last, length)]
+        return np.concatenate(pieces)[first - start : last - start]
+
+    def _piece(self, start: int, length: int) -> np.ndarray:
+        """The samples at places start .. start + length - 1 of the endless order."""
+        epochs, places = np.divmod(np.arange(start, start + length), len(self.split))
         result = np.empty(len(places), np.uint64)
         for epoch in np.unique(epochs):
             result[epochs == epoch] = permute(places[epochs == epoch], len(self.split), self.seed, int(epoch))

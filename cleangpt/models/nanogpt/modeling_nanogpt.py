@@ -45,7 +45,7 @@ def eager_attention_forward(
     """softmax(Q K^T / sqrt(head_dim) + mask) V, written out ("Attention Is All You Need", equation 1)."""
     weights = torch.matmul(query * scaling, key.transpose(2, 3))  # (batch, heads, time, keys)
     if attention_mask is not None:
-        lowest = torch.finfo(weights.dtype).min  # float32's would round to -inf in bf16, and a row of padding to nan
+        lowest = torch.finfo(weights.dtype).min  # float32's would be -inf in bf16, and a row of padding nan
         weights = weights + attention_mask.clamp(min=lowest).to(weights.dtype)
     weights = nn.functional.softmax(weights, dim=-1).to(query.dtype)  # computed in float32 whatever its input
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)

@@ -100,7 +100,7 @@ def eager_attention_forward(
     value = value.repeat_interleave(module.num_key_value_groups, dim=1)  # (batch, heads, keys, head_dim)
     weights = torch.matmul(query * scaling, key.transpose(2, 3))  # (batch, heads, time, keys)
     if attention_mask is not None:
-        lowest = torch.finfo(weights.dtype).min  # float32's would round to -inf in bf16, and a row of padding to nan
+        lowest = torch.finfo(weights.dtype).min  # float32's would be -inf in bf16, and a row of padding nan
         weights = weights + attention_mask.clamp(min=lowest).to(weights.dtype)
     weights = nn.functional.softmax(weights, dim=-1).to(query.dtype)  # computed in float32 whatever its input
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
@@ -156,8 +156,7 @@ class NanoLlamaAttention(nn.Module):
         output, weights = attention(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
-        output = output.reshape(*input_shape, -1).contiguous()  # (batch, time, hidden)
-        return self.o_proj(output), weights
+        return self.o_proj(output.reshape(*input_shape, -1).contiguous()), weights
 
 
 class NanoLlamaMLP(nn.Module):

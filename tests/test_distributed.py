@@ -79,9 +79,6 @@ class Group:
     def no_sync(self, model):
         return model.no_sync()
 
-    def unwrap_model(self, model):
-        return getattr(model, "module", model)
-
     def backward(self, loss):
         loss.backward()
 

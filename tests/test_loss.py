@@ -1,6 +1,7 @@
 """The loss with a large vocabulary, made a part at a time, is the plain one."""
 
 import json
+import statistics
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from cleangpt import (
     loss,
     train,
 )
+from cleangpt.monitoring import has_native_bf16
 
 SHAPE = {"vocab_size": 5000, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 SHAPE |= {"max_position_embeddings": 400}
@@ -73,3 +75,19 @@ def test_large_vocabulary_trains_as_the_plain_loss(tiny_text, tmp_path, monkeypa
         losses[least] = [json.loads(line)["train/loss"] for line in lines if "train/loss" in line]
     assert len(losses[1]) == 50
     assert losses[1] == pytest.approx(losses[10**9], rel=1e-5)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not has_native_bf16(torch.device("cpu")), reason="this CPU emulates bf16, which takes hours")
+@pytest.mark.parametrize("model", [["--model.model_type=nanogpt"], ["--model.model_type=nanollama"]])
+def test_bf16_ends_within_the_spread_of_seeds(tiny_text, model):
+    shape = ["--data.block_size=64", "--model.hidden_size=128", "--model.num_hidden_layers=2"]
+    length = ["--training.max_steps=300", "--training.macro_batch=300", "--tracking.log_every=300"]
+    ends = {"no": [], "bf16": []}
+    for seed in range(5):
+        for precision, losses in ends.items():
+            options = [f"--run.seed={seed}", f"--run.name={precision}{seed}", f"--training.mixed_precision={precision}"]
+            final = train(load_recipe(tiny_text, [*model, *shape, *length, *options]))
+            lines = (final.parent / "metrics.jsonl").read_text().splitlines()
+            losses.append(json.loads(lines[-1])["eval/loss"])
+    assert abs(statistics.mean(ends["bf16"]) - statistics.mean(ends["no"])) < statistics.stdev(ends["no"])

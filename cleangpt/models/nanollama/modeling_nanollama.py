@@ -37,11 +37,12 @@ class NanoLlamaRMSNorm(nn.Module):
         input_dtype = hidden_states.dtype
         hidden_states = hidden_states.to(torch.float32)
         variance = hidden_states.pow(2).mean(-1, keepdim=True)
-        return self.weight * (hidden_states * torch.rsqrt(variance + self.eps)).to(input_dtype)
+        hidden_states = (hidden_states * torch.rsqrt(variance + self.eps)).to(input_dtype)
+        return (self.weight * hidden_states).to(input_dtype)  # autocast leaves the weight in float32
 
 
 class NanoLlamaRotaryEmbedding(nn.Module):
-    """Position ids to the cosines and sines that rotate queries and keys (arXiv 2104.09864)."""
+    """Position ids to what `rotate` turns queries and keys by (arXiv 2104.09864): (cos, cos) and (-sin, sin)."""
 
     def __init__(self, config: NanoLlamaConfig):
         super().__init__()
@@ -65,16 +66,16 @@ class NanoLlamaRotaryEmbedding(nn.Module):
     @dynamic_rope_update
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
         angles = position_ids[..., None].float() * self.inv_freq.to(hidden_states.device)  # (batch, time, head_dim / 2)
-        angles = torch.cat((angles, angles), dim=-1)  # (batch, time, head_dim)
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)  # (batch, time, head_dim)
         return cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotates each pair (i, i + head_dim / 2) of `states` (batch, heads, time, head_dim) by its angle."""
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (batch, 1, time, head_dim)
-    first, second = states.chunk(2, dim=-1)
-    return states * cos + torch.cat((-second, first), dim=-1) * sin
+    # (batch, 1, time, head_dim), in bf16 where autocast made the states so: twice as fast
+    cos, sin = cos.unsqueeze(1).to(states.dtype), sin.unsqueeze(1).to(states.dtype)
+    return states * cos + states.roll(states.shape[-1] // 2, dims=-1) * sin
 
 
 def check_range(name: str, ids: torch.Tensor, size: int) -> None:
@@ -139,12 +140,10 @@ class NanoLlamaAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
         heads_shape = (*input_shape, -1, self.head_dim)
-        query = self.q_norm(self.q_proj(hidden_states).view(heads_shape)).transpose(
-            1, 2
-        )  # (batch, heads, time, head_dim)
-        key = self.k_norm(self.k_proj(hidden_states).view(heads_shape)).transpose(1, 2)  # (batch, kv, time, head_dim)
+        query = self.q_proj(hidden_states).view(heads_shape)  # (batch, time, heads, head_dim)
+        key = self.k_proj(hidden_states).view(heads_shape)  # (batch, time, kv, head_dim)
         value = self.v_proj(hidden_states).view(heads_shape).transpose(1, 2)  # (batch, kv, time, head_dim)
-
+        query, key = self.q_norm(query).transpose(1, 2), self.k_norm(key).transpose(1, 2)  # time after heads
         query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (batch, kv, past + time, head_dim)

@@ -11,6 +11,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -69,7 +70,9 @@ class Progress:
             Whether this evaluation is the best so far.
         """
         value = (self.logged | self.metrics)[metric]
-        gain = float("inf") if self.best is None else (value - self.best) * (1 if metric == "eval/accuracy" else -1)
+        gain = math.inf if self.best is None else (value - self.best) * (1 if metric == "eval/accuracy" else -1)
+        if not math.isfinite(value):
+            gain = -math.inf  # never the best, even as the first
         self.evaluations_without_gain = 0 if gain > early_stopping.min_delta else self.evaluations_without_gain + 1
         patience = early_stopping.patience
         self.stopped_early = patience is not None and self.evaluations_without_gain >= patience

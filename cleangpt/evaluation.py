@@ -1,5 +1,7 @@
 """Loss and task accuracy over a split, on any number of processes, and what a model answers."""
 
+import math
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -104,7 +106,8 @@ def continue_texts(model, tokenizer, prompts: list[str], seed: int, max_new_toke
         for prompt in prompts:
             torch.manual_seed(seed)
             inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
-            room = model.config.max_position_embeddings - inputs["input_ids"].shape[1]
+            positions = getattr(model.config, "max_position_embeddings", math.inf)
+            room = positions - inputs["input_ids"].shape[1]
             length = {"max_new_tokens": min(max_new_tokens, room), "max_length": None}
             output = model.generate(**inputs, **length, **sampling)
             texts.append(tokenizer.decode(output[0], skip_special_tokens=True))
@@ -151,10 +154,11 @@ def final_samples(model, data, recipe) -> list[str]:
         data: see `data/prepare.py`. recipe: as resolved.
 
     Returns:
-        For text each prompt with its continuation; for arithmetic one text, a held-out problem a line.
+        For text each prompt with its continuation, nothing where there is no room for one; for arithmetic one text, a
+        held-out problem a line.
     """
     if not hasattr(data.splits["validation"], "answer_width"):
-        prompts = recipe.evaluation.prompts or [data.example]
+        prompts = recipe.evaluation.prompts or [data.example] * bool(data.example)
         return continue_texts(model, data.tokenizer, prompts, recipe.run.seed, 200, do_sample=True, top_k=50)
     split = data.splits.get("test", data.splits["validation"])
     solved = solve(model, data.tokenizer, split, np.arange(min(5, len(split))))

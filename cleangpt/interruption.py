@@ -12,12 +12,16 @@ from .errors import Stopped
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # preemption, as SLURM, Kubernetes and torchrun tell it
 
 
+class _StopAtOnce(BaseException):
+    """What a signal raises wherever the program is; no `except Exception` on the way takes it for its own."""
+
+
 class Interruption:
     """Catches the signals while it is entered, from the main thread; elsewhere it catches none.
 
     Attributes:
         requested: whether one has come.
-        patient: whether it is only noted, rather than raised as `Stopped` at once.
+        patient: whether it is only noted, rather than ending what is entered with `Stopped` at once.
     """
 
     def __init__(self):
@@ -28,11 +32,13 @@ class Interruption:
             self.previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind, exception, traceback) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        if isinstance(exception, _StopAtOnce):
+            raise Stopped(143, str(exception)) from None
 
     def _receive(self, number: int, frame) -> None:
         self.requested = True
         if not self.patient:
-            raise Stopped(143, f"stopped by {signal.Signals(number).name} before the first step")
+            raise _StopAtOnce(f"stopped by {signal.Signals(number).name} before the first step")

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from filelock import FileLock, Timeout
 
-from .checkpoint import newest_checkpoint
+from .checkpoint import list_checkpoints, newest_checkpoint
 from .errors import UserError
 from .files import is_whole, remove_at_once, write_file
 from .schedules import is_flat
@@ -43,6 +43,7 @@ def hold_folder(recipe) -> Iterator[None]:
         yield
         return
     folder = recipe.folder
+    is_new = not folder.parent.exists()
     lock, owner = folder.with_name(f".{folder.name}.lock"), folder.with_name(f".{folder.name}.owner")
     held = FileLock(lock, blocking=False)
     try:
@@ -61,8 +62,9 @@ def hold_folder(recipe) -> Iterator[None]:
         owner.unlink(missing_ok=True)
         lock.unlink(missing_ok=True)  # whoever waits for it sees that it is gone
         held.release()
-        with contextlib.suppress(OSError):
-            folder.parent.rmdir()  # where it is empty: a run that was refused leaves nothing
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.parent.rmdir()  # where it is empty: a run that was refused leaves nothing
 
 
 def find_start(recipe) -> Start:
@@ -80,6 +82,9 @@ def find_start(recipe) -> Start:
         if not is_whole(checkpoint):
             raise UserError(("training.resume", f"expected auto, never or a whole checkpoint's folder, got {resume!r}"))
         refuse_changes(checkpoint / "recipe.yaml", recipe)
+        _require_own(folder)
+        if _holds_files(folder):
+            refuse_changes(folder / "recipe.yaml", recipe)
         return Start(checkpoint, False)
     if not _holds_files(folder):
         return Start(None, False)
@@ -148,8 +153,11 @@ def _read_recipe(path: Path) -> dict:
         raise UserError((str(path), f"is no recipe that a run wrote: {error}")) from error
 
 
-def open_folder(recipe) -> None:
-    """Makes the run's folder and writes `recipe.yaml` into it. The main process calls it once all have a `Start`.
+def open_folder(recipe, step: int) -> None:
+    """Makes the run's folder ready to go on after `step`. The main process calls it once all have a `Start`.
+
+    What a run left there that went further is deleted, so that nothing is taken for this run's: `final` and later
+    checkpoints. `recipe.yaml` is written.
 
     Raises:
         UserError: when it cannot be written to.
@@ -158,6 +166,9 @@ def open_folder(recipe) -> None:
         if recipe.run.overwrite:
             remove_at_once(recipe.folder)
         recipe.folder.mkdir(parents=True, exist_ok=True)
+        later = [folder for folder in list_checkpoints(recipe.folder) if int(folder.name.removeprefix("step-")) > step]
+        for folder in (recipe.folder / "final", *later):
+            remove_at_once(folder)
         # Training the written recipe again goes on with this run, rather than deleting it or starting where it did.
         run, training = replace(recipe.run, overwrite=False), replace(recipe.training, resume="auto")
         write_file(recipe.folder / "recipe.yaml", replace(recipe, run=run, training=training).to_yaml())

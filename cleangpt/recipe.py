@@ -16,6 +16,7 @@ def _kind(type_: type, allowed: str, **constraints):
 
 Count = _kind(int, "a whole number from 1", ge=1)
 Natural = _kind(int, "a whole number from 0", ge=0)
+Seed = _kind(int, "a whole number from 0 to 2^63 - 1", ge=0, le=2**63 - 1)
 Positive = _kind(float, "a number above 0", gt=0)
 NonNegative = _kind(float, "a number from 0", ge=0)
 Fraction = _kind(float, "a number from 0 to 1", ge=0, le=1)
@@ -39,7 +40,7 @@ class Run:
     """Folder of the run below `output_dir`; the recipe's file name when left out."""
     output_dir: Text = "outputs"
     """Folder that holds the runs."""
-    seed: Natural = 42
+    seed: Seed = 42
     """Seed of initial weights, sample order, dropout and the split of arithmetic problems."""
     overwrite: bool = False
     """Delete what the run's folder holds and start anew."""
@@ -280,8 +281,9 @@ class Recipe:
     """Where the run lives."""
     model: dict[str, Any] = Field(default_factory=dict)
     """`model_type` (`nanogpt`, `nanollama`, or any causal language model of transformers, `qwen3` say), any key of that
-    model's configuration (null leaves it out), `attn_implementation` (chosen by hardware and length where it is not
-    given), and `init_from` (a folder or Hub id whose weights to start from)."""
+    model's configuration (null leaves it out; without `num_key_value_heads` each head has keys and values of its own),
+    `attn_implementation` (chosen by hardware and length where it is not given), and `init_from` (a folder or Hub id
+    whose weights to start from)."""
     tokenizer: Tokenizer = Field(default_factory=Tokenizer)
     """Text to ids."""
     training: Training = Field(default_factory=Training)

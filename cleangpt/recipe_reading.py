@@ -44,16 +44,20 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             layers.append(OmegaConf.from_dotlist([text[2:]]))
         except (OmegaConfBaseException, YAMLError, ValueError) as error:
             problems.append((text, f"expected a value as YAML writes it: {error}"))
-    if problems:
-        raise UserError(*problems)
     try:
         model_type = OmegaConf.select(OmegaConf.merge(*layers), "model.model_type")
         for layer in layers:
             _use_standard_names(layer, model_type)
         merged = OmegaConf.merge(*layers)
     except (OmegaConfBaseException, TypeError) as error:
-        raise UserError((str(path), f"sections cannot be merged: {error}")) from error
-    return parse_recipe(OmegaConf.to_container(merged), default_name=Path(path).stem)
+        raise UserError(*problems, (str(path), f"sections cannot be merged: {error}")) from error
+    try:
+        recipe = parse_recipe(OmegaConf.to_container(merged), default_name=Path(path).stem)
+    except UserError as error:
+        raise UserError(*problems, *error.problems) from error
+    if problems:
+        raise UserError(*problems)
+    return recipe
 
 
 def parse_recipe(values: dict, default_name: str) -> Recipe:
@@ -64,20 +68,23 @@ def parse_recipe(values: dict, default_name: str) -> Recipe:
         recipe = adapter.validate_python(values)
     except pydantic.ValidationError as error:
         problems = dict(_translate(item) for item in error.errors())
-        try:  # what is wrong in the other sections is told in the same go
-            recipe = adapter.validate_python(_without(values, problems))
-        except pydantic.ValidationError:
+        # What else is wrong is told in the same go, as far as it does not depend on what is wrong already.
+        rest = _without(values, problems)
+        if "data" in problems or "data.path" in problems:
+            rest["data"] = {**rest.get("data", {}), "path": "text"}
+        try:
+            recipe = adapter.validate_python(rest)
+        except (pydantic.ValidationError, TypeError):
             raise UserError(*problems.items()) from error
     if recipe.run.name is None:
         recipe.run.name = default_name
-    sections = {key.split(".")[0] for key in problems}
-    if "model" not in sections:
+    wrong = {}
+    if "model" not in problems:
         recipe.model, wrong = _check_model(recipe.model)
-        problems.update(wrong)
-    if not sections & {"data", "tokenizer"}:
-        problems.update(_check_data(recipe))
-    if not sections & {"run", "data", "training", "schedule", "checkpoint", "tracking", "hub"}:
-        problems.update(_check_training(recipe))
+    for keys, message in (*_check_data(recipe), *_check_training(recipe)):
+        if not any(f"{key}.".startswith(f"{known}.") for key in keys for known in problems):
+            wrong.setdefault(keys[0], message)
+    problems.update(wrong)
     if problems:
         raise UserError(*problems.items())
     return recipe
@@ -242,11 +249,11 @@ def _check_model(model: dict) -> tuple[dict, dict[str, str]]:
     from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    model = {key: value for key, value in model.items() if value is not None}
     ours = {key: model[key] for key in ("model_type", "init_from", "attn_implementation") if key in model}
     for key, value in ours.items():
-        if value is not None and not isinstance(value, str):
+        if not isinstance(value, str):
             return model, {f"model.{key}": f"expected text, got {value!r}"}
-    model = {key: value for key, value in model.items() if value is not None}
     options = {key: value for key, value in model.items() if key not in ours}
     model_type = ours.get("model_type")
     if model_type is None and "init_from" in ours:
@@ -272,6 +279,10 @@ def _check_model(model: dict) -> tuple[dict, dict[str, str]]:
         else:
             written[name] = key
     standard = {name: options[key] for name, key in written.items()}
+    heads, groups = standard.get("num_attention_heads"), standard.get("num_key_value_heads")
+    if isinstance(heads, int) and isinstance(groups, int) and (groups < 1 or heads % groups):
+        allowed = f"expected a divisor of num_attention_heads {heads}, got {standard.pop('num_key_value_heads')}"
+        problems[f"model.{written['num_key_value_heads']}"] = allowed
     trial = dict(standard)
     while True:
         try:
@@ -288,58 +299,70 @@ def _check_model(model: dict) -> tuple[dict, dict[str, str]]:
             problems[f"model.{written[name]}"] = f"expected {allowed}, got {trial.pop(name)!r}"
 
 
-def _check_data(recipe: Recipe) -> Iterator[tuple[str, str]]:
+def _check_data(recipe: Recipe) -> Iterator[tuple[list[str], str]]:
+    """The keys that a mistake concerns, the one to be told first, and what is wrong."""
     data, tokenizer = recipe.data, recipe.tokenizer
     if data.path in ARITHMETIC:
         if data.data_files is not None:
-            yield "data.data_files", f"{data.path} is generated and reads no file, got {data.data_files!r}"
+            yield (
+                ["data.data_files", "data.path"],
+                f"{data.path} is generated and reads no file, got {data.data_files!r}",
+            )
         if tokenizer.path is not None or tokenizer.train is not None:
-            yield "tokenizer", f"{data.path} brings its own tokenizer, leave the section out"
+            yield ["tokenizer", "data.path"], f"{data.path} brings its own tokenizer, leave the section out"
         if data.block_size is not None:
-            yield "data.block_size", f"one problem of {data.path} is one sequence, leave it out, got {data.block_size}"
+            message = f"one problem of {data.path} is one sequence, leave it out, got {data.block_size}"
+            yield ["data.block_size", "data.path"], message
         if data.min_digits is not None and data.min_digits > data.num_digits:
-            yield "data.min_digits", f"expected at most num_digits {data.num_digits}, got {data.min_digits}"
+            yield (
+                ["data.min_digits", "data.num_digits"],
+                f"expected at most num_digits {data.num_digits}, got {data.min_digits}",
+            )
         if not data.zero_pad and not data.signs:
-            yield "data.signs", "without signs only zero_pad tells the operands apart, set one of them to true"
+            message = "without signs only zero_pad tells the operands apart, set one of them to true"
+            yield ["data.signs", "data.zero_pad"], message
     else:
         if (tokenizer.path is None) == (tokenizer.train is None):
-            yield "tokenizer", "expected one of path and train, with the other null"
+            keys = ["tokenizer", "tokenizer.path", "tokenizer.train", "data.path"]
+            yield keys, "expected one of path and train, with the other null"
         if data.template is not None:
             yield from _check_template(data)
         if data.path in FILES and not data.data_files:
-            yield "data.data_files", f"data.path {data.path} needs files, got {data.data_files}"
+            yield ["data.data_files", "data.path"], f"data.path {data.path} needs files, got {data.data_files}"
         elif data.path not in FILES and Path(data.path).suffix and Path(data.path).is_file():
             yield (
-                "data.path",
+                ["data.path"],
                 f"expected text, json, parquet, csv or a Hub id, got the file {data.path!r}: "
                 f"use --data.path=text --data.data_files={data.path}",
             )
         for file in local_files(data):
             if not glob.glob(file, recursive=True):
-                yield "data.data_files", f"expected an existing file, got {file!r}"
+                yield ["data.data_files", "data.path"], f"expected an existing file, got {file!r}"
             for match in glob.glob(file, recursive=True):
                 if Path(match).is_dir():
-                    yield "data.data_files", f"expected a file, got the folder {match!r}"
+                    yield ["data.data_files", "data.path"], f"expected a file, got the folder {match!r}"
                 elif Path(match).stat().st_size == 0:
-                    yield "data.data_files", f"expected text, got the empty file {match!r}"
+                    yield ["data.data_files", "data.path"], f"expected text, got the empty file {match!r}"
     split = data.split or {}
     if split and ("train" not in split or sum(split.values()) > 1 + 1e-9):
-        yield "data.split", f"expected fractions that add up to at most 1, train among them, got {split}"
+        yield ["data.split"], f"expected fractions that add up to at most 1, train among them, got {split}"
     if tokenizer.train is not None and tokenizer.train.kind == "char" and tokenizer.train.vocab_size is not None:
-        yield "tokenizer.train.vocab_size", "char takes as many ids as there are characters, leave it out"
+        message = "char takes as many ids as there are characters, leave it out"
+        yield ["tokenizer.train.vocab_size", "tokenizer.train.kind"], message
 
 
-def _check_template(data: Data) -> Iterator[tuple[str, str]]:
+def _check_template(data: Data) -> Iterator[tuple[list[str], str]]:
     expected = f"expected columns in braces, as in {{question}} {{answer}}, got {data.template!r}"
     try:
         columns = data.columns
     except ValueError as error:
-        yield "data.template", f"{expected}: {error}"
+        yield ["data.template"], f"{expected}: {error}"
     else:
         if not columns or any(not name or set(name) & set(".[") for name in columns):
-            yield "data.template", expected
+            yield ["data.template"], expected
         elif data.path == "text":
-            yield "data.template", "lines of text have no columns, expected json, parquet, csv or a Hub id as data.path"
+            message = "lines of text have no columns, expected json, parquet, csv or a Hub id as data.path"
+            yield ["data.template", "data.path"], message
 
 
 def local_files(data: Data) -> list[str]:
@@ -351,46 +374,48 @@ def local_files(data: Data) -> list[str]:
     return [file for file in files if "://" not in file]
 
 
-def _check_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
+def _check_training(recipe: Recipe) -> Iterator[tuple[list[str], str]]:
+    """As `_check_data`."""
     training = recipe.training
     if (training.max_steps is None) == (training.max_epochs is None):
-        yield "training.max_steps", "expected one of max_steps and max_epochs, with the other null"
+        keys = ["training.max_steps", "training.max_epochs"]
+        yield keys, "expected one of max_steps and max_epochs, with the other null"
     if training.micro_batch_size is not None and training.micro_batch_size > training.batch_size:
         yield (
-            "training.micro_batch_size",
+            ["training.micro_batch_size", "training.batch_size"],
             f"expected at most batch_size {training.batch_size}, got {training.micro_batch_size}",
         )
     name = recipe.run.name
     if name is not None and (Path(name).is_absolute() or ".." in Path(name).parts or name.startswith(".")):
-        yield "run.name", f"expected a folder's name below run.output_dir, got {name!r}"
+        yield ["run.name"], f"expected a folder's name below run.output_dir, got {name!r}"
     if recipe.data.path in ARITHMETIC and recipe.data.num_digits > 4 and recipe.evaluation.num_problems is None:
-        yield "evaluation.num_problems", "expected a number: nobody can grade all problems of more than 4 digits"
+        keys = ["evaluation.num_problems", "data.num_digits", "data.path"]
+        yield keys, "expected a number: nobody can grade all problems of more than 4 digits"
     if recipe.checkpoint.metric == "eval/accuracy" and recipe.data.path not in ARITHMETIC:
         yield (
-            "checkpoint.metric",
+            ["checkpoint.metric", "data.path"],
             f"only arithmetic has an accuracy, got eval/accuracy for data.path {recipe.data.path}",
         )
     for name in ("lr", "weight_decay", "accumulation"):
         schedule = getattr(recipe.schedule, name)
-        if schedule.warmup_ratio + (schedule.decay_ratio or 0) > 1 + 1e-9:
-            yield (
-                f"schedule.{name}.decay_ratio",
-                f"expected at most 1 - warmup_ratio {schedule.warmup_ratio}, got {schedule.decay_ratio}",
-            )
+        keys = [f"schedule.{name}.{key}" for key in ("decay_ratio", "warmup_ratio", "style", "begin", "end")]
+        decay = (0.2 if schedule.style == "wsd" else 0) if schedule.decay_ratio is None else schedule.decay_ratio
+        if schedule.warmup_ratio + decay > 1 + 1e-9:
+            yield keys[:3], f"expected at most 1 - warmup_ratio {schedule.warmup_ratio}, got {decay}"
         if schedule.style == "power" and (schedule.end == 0 or (name != "lr" and schedule.begin == 0)):
-            yield f"schedule.{name}.end", "the power style multiplies its way from begin to end and needs both above 0"
+            yield [keys[4], *keys[2:]], "the power style multiplies its way from begin to end and needs both above 0"
         if name == "accumulation" and min(schedule.begin, schedule.end) < 1:
             yield (
-                "schedule.accumulation.begin",
+                [keys[3], keys[4]],
                 f"expected factors from 1, got begin {schedule.begin} and end {schedule.end}",
             )
     for package in recipe.tracking.trackers:
         if importlib.util.find_spec(package) is None:
-            yield "tracking.trackers", f"{package} is not installed: pip install {package}"
+            yield ["tracking.trackers"], f"{package} is not installed: pip install {package}"
     if recipe.hub.push or recipe.hub.repo_id is not None:
         from huggingface_hub.utils import HFValidationError, validate_repo_id
 
         try:
             validate_repo_id(recipe.hub.repo_id or recipe.run.name)
         except HFValidationError as error:
-            yield "hub.repo_id", str(error)
+            yield ["hub.repo_id", "hub.push", "run.name"], str(error)

@@ -74,7 +74,8 @@ def build_run(recipe: Recipe, start: Start) -> Run:
     else:
         model = load_model(start.checkpoint / "model", attention)
         progress = load_progress(start.checkpoint)
-    check_prompts(recipe.evaluation.prompts, data.tokenizer, model.config.max_position_embeddings)
+    positions = getattr(model.config, "max_position_embeddings", split.sequence_length)
+    check_prompts(recipe.evaluation.prompts, data.tokenizer, positions)
     optimizers = build_optimizers(recipe.optimizer, model)
     if training.compile:
         compile_blocks(model)
@@ -83,7 +84,7 @@ def build_run(recipe: Recipe, start: Start) -> Run:
         load_optimizers(accelerator, start.checkpoint, model, optimizers)
 
     if accelerator.is_main_process:
-        open_folder(recipe)
+        open_folder(recipe, progress.step)
         for folder in (recipe.folder, recipe.folder / "checkpoints"):
             clear_leftovers(folder)
     accelerator.wait_for_everyone()

@@ -106,6 +106,8 @@ def load_tokenizer(path: str | Path, key: str = "tokenizer.path"):
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # the loader raises whatever a broken file makes it raise
         raise UserError((key, f"expected a tokenizer's folder or Hub id, got {str(path)!r}: {error}")) from error
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise UserError((key, f"expected a fast tokenizer, got {type(tokenizer).__name__} in {str(path)!r}"))
     for where in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(where, None)  # where it was found is no part of it, yet would be saved with it
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, checked before they are used, kept as asked."""
 
 import json
+import math
 
 import pytest
 from conftest import read_metrics
@@ -73,6 +74,16 @@ def test_progress_counts_evaluations_without_gain():
         progress.step, progress.metrics = step, {"eval/loss": loss}
         outcomes.append((progress.update_best("eval/loss", section), progress.stopped_early))
     assert outcomes == [(True, False), (True, False), (True, False), (True, True), (True, False)]
+
+
+def test_a_metric_that_is_not_finite_is_never_the_best():
+    progress, patience = Progress(), EarlyStopping(patience=3)
+    found = []
+    for progress.step, loss in enumerate([math.nan, 3.0, math.nan, 2.0]):
+        progress.metrics = {"eval/loss": loss}
+        found.append(progress.update_best("eval/loss", patience))
+    assert found == [False, True, False, True]
+    assert (progress.best, progress.stopped_early) == (2.0, False)
 
 
 def test_accuracy_counts_upwards():

@@ -159,6 +159,13 @@ def test_a_signal_in_any_phase_saves_and_loses_nothing(tiny_text, reference, tmp
         assert left_of(tiny_text, name) == reference["left"]
 
 
+def test_a_signal_is_not_taken_for_a_mistake_in_the_data(tiny_text, monkeypatch):
+    monkeypatch.setattr("cleangpt.data.text.load_dataset", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped, match="SIGTERM before the first step") as stop:
+        train(load_recipe(tiny_text))
+    assert stop.value.code == 143
+
+
 def test_losses_that_are_not_finite_are_left_out_and_then_stop_the_run(tiny_text, monkeypatch, capsys):
     """Steps 7 to 10 give a NaN: three are skipped, the fourth ends the run with the checkpoint of step 4 as it was."""
     monkeypatch.setattr("cleangpt.training.accumulate", spoiled(range(7, 11)))

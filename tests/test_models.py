@@ -155,8 +155,10 @@ def test_without_cleangpt_its_own_code_loads_it_bit_for_bit(make, tmp_path):
     code = f"""
 import sys, torch
 sys.modules["cleangpt"] = None  # importing it would fail
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(r"{tmp_path / "model"}", trust_remote_code=True).eval()
+AutoConfig.from_pretrained(r"{tmp_path / "model"}", trust_remote_code=True)
+AutoModel.from_pretrained(r"{tmp_path / "model"}", trust_remote_code=True)
 assert torch.equal(model(torch.load(r"{tmp_path / "ids.pt"}")).logits, torch.load(r"{tmp_path / "logits.pt"}"))
 """
     done = run_command(sys.executable, "-P", "-c", code, PYTHONPATH="")

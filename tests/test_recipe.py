@@ -7,6 +7,7 @@ import yaml
 from conftest import ROOT, run_python
 
 from cleangpt import UserError, load_recipe
+from cleangpt.models.build import load_config
 from cleangpt.recipe_reading import parse_recipe
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -81,8 +82,37 @@ def test_all_mistakes_are_told_at_once(tiny_text):
 
 
 @pytest.mark.parametrize(
+    "overrides",
+    [
+        {"run.seed": "x", "training.micro_batch_size": "99"},
+        {"training.batch_size": "0", "tracking.log_every": "0", "hub.repo_id": "a/b/c"},
+        {"data.num_proc": "x", "data.split": "{train: 2}", "training.micro_batch_size": "99"},
+        {"data.path": "null", "model.n_hed": "3", "schedule.accumulation.begin": "0.5"},
+        {"tokenizer": "3", "data.data_files": "missing.txt"},
+    ],
+)
+def test_a_mistake_hides_no_other(tiny_text, overrides):
+    found = problems(tiny_text, "nonsense", *(f"--{key}={value}" for key, value in overrides.items()))
+    assert set(found) == {"nonsense", *overrides}
+
+
+def test_what_depends_on_a_mistake_is_no_mistake(tiny_text):
+    found = problems(tiny_text, "--training.batch_size=big", "--training.micro_batch_size=99")
+    assert set(found) == {"training.batch_size"}
+
+
+def test_heads_left_out_are_as_many_as_there_are():
+    model = {"model_type": "qwen3", "num_attention_heads": 4}
+    assert load_config(model).num_key_value_heads == 4
+    assert load_config({**model, "num_key_value_heads": 2}).num_key_value_heads == 2
+
+
+@pytest.mark.parametrize(
     ("override", "key"),
     [
+        ("--model={model_type: qwen3, num_attention_heads: 4, num_key_value_heads: 3}", "model.num_key_value_heads"),
+        ("--run.seed=18446744073709551616", "run.seed"),
+        ("--schedule.lr={style: wsd, warmup_ratio: 0.9}", "schedule.lr.decay_ratio"),
         ("--training.batch_size=0", "training.batch_size"),
         ("--training.batch_size=2.5", "training.batch_size"),
         ("--training.micro_batch_size=99", "training.micro_batch_size"),

@@ -244,6 +244,59 @@ def test_steps_may_be_added_where_no_schedule_depends_on_them(tiny_text):
         train(load_recipe(tiny_text, [*flat, "--training.max_steps=6"]))
 
 
+def test_a_run_that_was_made_longer_and_stopped_is_not_finished(tiny_text, monkeypatch):
+    flat = ["--schedule.lr.style=constant", "--schedule.lr.warmup_ratio=0", "--training.max_steps=6"]
+    train(load_recipe(tiny_text, flat))
+    longer = load_recipe(tiny_text, [*flat, "--training.max_steps=12"])
+
+    def pull_the_plug(run):
+        run.saver.wait()
+        raise RuntimeError("the plug is pulled")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="pulled"):
+        patch.setattr("cleangpt.training.finish", pull_the_plug)
+        train(longer)
+    assert not (longer.folder / "final").exists()
+    assert train(longer).is_dir()
+
+
+def test_going_on_from_a_named_checkpoint_leaves_nothing_later(tiny_text):
+    options = ["--checkpoint.keep_last=2"]
+    folder = train(load_recipe(tiny_text, options)).parent
+    first, _ = list_checkpoints(folder)
+    recipe = load_recipe(tiny_text, [*options, f"--training.resume={first}"])
+    run = build_run(recipe, find_start(recipe))
+    assert run.progress.step == 3
+    assert list_checkpoints(folder) == [first]
+    assert not (folder / "final").exists()
+
+
+def test_a_named_checkpoint_does_not_open_the_folder_of_another_run(tiny_text, tmp_path):
+    first = list_checkpoints(train(load_recipe(tiny_text, ["--run.name=one"])).parent)[0]
+    train(load_recipe(tiny_text, ["--run.name=two", "--optimizer.lr=0.5"]))
+    (tmp_path / "outputs" / "three").mkdir()
+    (tmp_path / "outputs" / "three" / "notes.txt").write_text("mine")
+    for name, key in (("two", "optimizer.lr"), ("three", "run.name")):
+        with pytest.raises(UserError) as refused:
+            train(load_recipe(tiny_text, [f"--run.name={name}", f"--training.resume={first}"]))
+        assert [problem[0] for problem in refused.value.problems] == [key]
+
+
+def test_a_refused_run_leaves_the_users_empty_folder(tiny_text, tmp_path):
+    for name, stays in (("empty", True), ("new", False)):
+        place = tmp_path / name
+        if stays:
+            place.mkdir()
+        with pytest.raises(UserError):
+            train(load_recipe(tiny_text, [f"--run.output_dir={place}", "--training.resume=nowhere"]))
+        assert place.exists() == stays
+
+
+@pytest.mark.parametrize("block_size", [1, 8])
+def test_short_blocks_train_to_their_end(tiny_text, block_size):
+    assert train(load_recipe(tiny_text, [f"--data.block_size={block_size}"])).is_dir()
+
+
 def test_early_stopping_ends_a_run_and_stays_ended(tiny_text):
     options = ["--training.early_stopping.patience=1", "--training.early_stopping.min_delta=100"]
     options += ["--training.macro_batch=1", "--training.max_steps=20"]
@@ -275,6 +328,27 @@ def test_starting_from_saved_weights(tiny_text):
     train(recipe)
     first, last = read_metrics(recipe.folder)[0], read_metrics(final.parent)[-1]
     assert first["eval/loss"] == pytest.approx(last["eval/loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize(("override", "key"), [("dropuot=0.5", "model.dropuot"), ("dropout=x", "model")])
+def test_a_mistake_beside_saved_weights_is_told(tiny_text, override, key):
+    final = train(load_recipe(tiny_text))
+    with pytest.raises(UserError) as refused:
+        source = f"--model={{model_type: null, init_from: {final}}}"
+        train(load_recipe(tiny_text, ["--run.name=tuned", source, f"--model.{override}"]))
+    assert [problem[0] for problem in refused.value.problems] == [key]
+
+
+def test_no_saved_weights_may_be_said(tiny_text):
+    assert train(load_recipe(tiny_text, ["--model.init_from=null"])).is_dir()
+
+
+def test_a_model_without_a_length_of_its_own_trains(tiny_text, tmp_path):
+    shape = ["--model={model_type: bloom, hidden_size: 16, n_layer: 1, n_head: 2}"]
+    final = train(load_recipe(tiny_text, shape))
+    assert train(load_recipe(tiny_text, [*shape, "--run.name=tuned", f"--model.init_from={final}"])).is_dir()
+    with pytest.raises(UserError, match=r"data\.block_size"):
+        train(load_recipe(tiny_text, [*shape, "--run.name=long", "--data.block_size=null"]))
 
 
 def test_every_step_and_process_has_its_own_seed():

@@ -26,7 +26,8 @@ class PreparedData:
     folder: Path | None
     """The cache folder, named by the data's fingerprint; None for arithmetic, which is computed."""
     example: str
-    """A text to let a model continue: the recipe's first prompt, a held-out problem, the validation split's start."""
+    """A text to let a model continue: the recipe's first prompt, a held-out problem, the validation split's start
+    (empty where `data.block_size` is 1 and leaves no room for it)."""
 
     @property
     def fingerprint(self) -> str | None:
@@ -69,5 +70,5 @@ def prepare_data(recipe: Recipe) -> PreparedData:
         message = f"expected less than the train split's {length} tokens, got {data.block_size}"
         raise UserError(("data.block_size", message))
     tokenizer = load_tokenizer(folder / "tokenizer")
-    beginning = tokenizer.decode(splits["validation"].tokens[:8])
+    beginning = tokenizer.decode(splits["validation"].tokens[: min(8, data.block_size - 1)])  # leaves room for more
     return PreparedData(tokenizer, splits, folder, next(iter(recipe.evaluation.prompts), beginning))

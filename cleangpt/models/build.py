@@ -3,7 +3,15 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from ..errors import UserError
@@ -23,9 +31,13 @@ def resolve_block_size(recipe) -> None:
         return  # one problem a sequence
     given = model.get("max_position_embeddings")
     if given is None and (block_size is None or "init_from" in model):
-        given = load_config(model).max_position_embeddings
+        given = getattr(load_config(model), "max_position_embeddings", None)
     if block_size is not None and given is not None and block_size > given:
         raise UserError(("data.block_size", f"expected at most max_position_embeddings {given}, got {block_size}"))
+    if block_size is None and given is None:
+        raise UserError(
+            ("data.block_size", "expected a whole number from 1: this kind of model has no length of its own")
+        )
     recipe.data.block_size = block_size or given
 
 
@@ -53,13 +65,21 @@ def build_model(model: dict, tokenizer, split, seed: int) -> PreTrainedModel:
             network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
         except (ValueError, ImportError) as error:
             raise UserError(("model", str(error))) from error
-    for name, least in (("vocab_size", len(tokenizer)), ("max_position_embeddings", split.sequence_length)):
-        if getattr(config, name) < least:
-            what = {"vocab_size": "the tokenizer's ids", "max_position_embeddings": "a sequence's tokens"}[name]
-            raise UserError((f"model.{name}", f"expected at least {least}, {what}, got {getattr(config, name)}"))
+    needed = [
+        ("vocab_size", len(tokenizer), "the tokenizer's ids"),
+        ("max_position_embeddings", split.sequence_length, "a sequence's tokens"),
+    ]
+    too_small = [
+        (f"model.{name}", f"expected at least {least}, {what}, got {getattr(config, name)}")
+        for name, least, what in needed
+        if getattr(config, name, least) < least
+    ]
+    if too_small:
+        raise UserError(*too_small)
     # Left to itself, generate writes an arithmetic answer, or as much text as the model has positions.
     answer = getattr(split, "answer_width", None)
-    length = {"max_new_tokens": answer} if answer else {"max_length": config.max_position_embeddings}
+    positions = getattr(config, "max_position_embeddings", split.sequence_length)
+    length = {"max_new_tokens": answer} if answer else {"max_length": positions}
     network.generation_config = GenerationConfig(**special, **length)
     return network
 
@@ -106,24 +126,30 @@ def _from_pretrained(source: str | Path, key: str, **options) -> PreTrainedModel
 
 
 def load_config(model: dict, **defaults) -> PreTrainedConfig:
-    """The configuration of a recipe's `model` section.
+    """The configuration of a recipe's `model` section. Where nothing is said of keys and values, each head has its own.
 
     Args:
         model: the section. defaults: keys that the section may override.
 
     Raises:
-        UserError: when there is nothing at `init_from`, or a model of another type than the section names.
+        UserError: when there is nothing at `init_from`, a model of another type than the section names, or one that
+            lacks a key of the section or cannot have its value.
     """
     ours = ("model_type", "init_from", "attn_implementation")
-    options = {**defaults, **{key: value for key, value in model.items() if key not in ours}}
+    given = {key: value for key, value in model.items() if key not in ours}
     if "init_from" not in model:
-        return AutoConfig.for_model(model["model_type"], **options)
+        if "num_attention_heads" in given and hasattr(CONFIG_MAPPING[model["model_type"]], "num_key_value_heads"):
+            defaults["num_key_value_heads"] = given["num_attention_heads"]
+        return AutoConfig.for_model(model["model_type"], **{**defaults, **given})
+    source = model["init_from"]
     try:
-        config = AutoConfig.from_pretrained(model["init_from"], **options)
+        config, unknown = AutoConfig.from_pretrained(source, return_unused_kwargs=True, **{**defaults, **given})
+    except StrictDataclassError as error:
+        raise UserError(("model", f"not as the model in {source!r} can be: {error.__cause__ or error}")) from error
     except (OSError, ValueError) as error:
-        raise UserError(
-            ("model.init_from", f"expected a model's folder or Hub id, got {model['init_from']!r}")
-        ) from error
+        raise UserError(("model.init_from", f"expected a model's folder or Hub id, got {source!r}")) from error
+    if mistakes := [(f"model.{key}", f"unknown key of the model in {source!r}") for key in unknown if key in given]:
+        raise UserError(*mistakes)
     if model.get("model_type", config.model_type) != config.model_type:
         raise UserError(("model.model_type", f"expected {config.model_type} of init_from, got {model['model_type']!r}"))
     return config

@@ -74,6 +74,7 @@ class NanoGPTConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
@@ -100,5 +101,13 @@ class NanoGPTConfig(PreTrainedConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a number from 0 to below 1, got {getattr(self, name)}")
 
+
+# The classes that a saved folder's own code has for transformers' Auto classes, with `trust_remote_code=True`.
+AUTO_MAP = {
+    "AutoConfig": "configuration_nanogpt.NanoGPTConfig",
+    "AutoModel": "modeling_nanogpt.NanoGPTModel",
+    "AutoModelForCausalLM": "modeling_nanogpt.NanoGPTForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_nanogpt.NanoGPTForSequenceClassification",
+}
 
 __all__ = ["NanoGPTConfig"]

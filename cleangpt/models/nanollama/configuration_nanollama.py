@@ -80,6 +80,7 @@ class NanoLlamaConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
         if self.intermediate_size is None:
             self.intermediate_size = -(-8 * self.hidden_size // (3 * 64)) * 64
@@ -110,5 +111,13 @@ class NanoLlamaConfig(PreTrainedConfig):
         if not 0 <= self.attention_dropout < 1:
             raise ValueError(f"attention_dropout: expected a number from 0 to below 1, got {self.attention_dropout}")
 
+
+# The classes that a saved folder's own code has for transformers' Auto classes, with `trust_remote_code=True`.
+AUTO_MAP = {
+    "AutoConfig": "configuration_nanollama.NanoLlamaConfig",
+    "AutoModel": "modeling_nanollama.NanoLlamaModel",
+    "AutoModelForCausalLM": "modeling_nanollama.NanoLlamaForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_nanollama.NanoLlamaForSequenceClassification",
+}
 
 __all__ = ["NanoLlamaConfig"]

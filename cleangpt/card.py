@@ -131,8 +131,7 @@ def model_card(run, samples: list[str] | None, curves: bool) -> str:
     kind = network.config.model_type
     arithmetic = data.path in ARITHMETIC
     name = f"{data.num_digits}-digit {data.path}" if arithmetic else dataset_name(data)
-    folder = recipe.folder / ("final" if final else "best")
-    location = recipe.hub.repo_id if recipe.hub.push and recipe.hub.repo_id else str(folder)
+    location = str(recipe.folder / ("final" if final else "best"))  # `hub.py` puts the repository in its place
     prompt = json.dumps(run.data.example, ensure_ascii=False)
     example = (ARITHMETIC_EXAMPLE if arithmetic else TEXT_EXAMPLE).format(
         prompt=prompt, order="[::-1]" if data.reverse_answer else ""

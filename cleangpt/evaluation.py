@@ -1,7 +1,5 @@
 """Loss and task accuracy over a split, on any number of processes, and what a model answers."""
 
-import math
-
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -106,8 +104,7 @@ def continue_texts(model, tokenizer, prompts: list[str], seed: int, max_new_toke
         for prompt in prompts:
             torch.manual_seed(seed)
             inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
-            positions = getattr(model.config, "max_position_embeddings", math.inf)
-            room = positions - inputs["input_ids"].shape[1]
+            room = model.config.max_position_embeddings - inputs["input_ids"].shape[1]
             length = {"max_new_tokens": min(max_new_tokens, room), "max_length": None}
             output = model.generate(**inputs, **length, **sampling)
             texts.append(tokenizer.decode(output[0], skip_special_tokens=True))

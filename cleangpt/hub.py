@@ -7,14 +7,18 @@ A push is a single commit, so the repository always shows one model whole. The t
 reads it, and cut out of whatever the Hub answers.
 """
 
+import hashlib
+import json
 import os
+import re
 import shlex
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token, set_client_factory
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, set_client_factory
 from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils._http import default_client_factory
 
@@ -22,12 +26,17 @@ SILENCE_S = 60.0  # after which a connection that says nothing is given up
 SLOWEST = 500_000  # bytes a second that an upload may be expected to reach
 
 RUN_FILES = ("recipe.yaml", "metrics.jsonl")  # of the run's folder, published beside the model
+# What a saved model of whatever kind consists of: a push takes away what is left of another kind.
+MODEL_FILES = re.compile(
+    r"(config|generation_config|manifest|special_tokens_map|tokenizer\w*|vocab)\.json|merges\.txt|chat_template\.jinja"
+    r"|model.*\.safetensors(\.index\.json)?|(configuration|modeling)_\w+\.py|curves\.png"
+)
 
 
 def push_folder(
     folder: Path, repo_id: str, private: bool, message: str, beside: dict[str, Path] | None = None, kind: str = "model"
 ) -> str:
-    """Uploads a folder as one commit; makes the repository where there is none.
+    """Uploads a folder as one commit; makes the repository where there is none. A model's card says to load it there.
 
     Args:
         folder: a saved model's; of a dataset, built data, which lie under their own name in the repository.
@@ -45,14 +54,19 @@ def push_folder(
         _give_up_on_silence()
         api = HfApi()
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=kind).repo_id
-        if private and not api.repo_info(repo_id, repo_type=kind).private:
+        info = api.repo_info(repo_id, repo_type=kind)
+        if private and not info.private:
             raise ValueError(f"{repo_id} is public; say hub.private: false, or make it private there")
         files = _files_in(folder, f"{folder.name}/" if kind == "dataset" else "")
         for place, path in (beside or {}).items():
             files |= _files_in(path, f"{place}/") if path.is_dir() else {place: path}
+        changes = [CommitOperationAdd(place, content) for place, content in sorted(_at_home(files, repo_id).items())]
+        there = {sibling.rfilename for sibling in info.siblings or ()} - files.keys()
+        if kind == "model":
+            changes += [CommitOperationDelete(place) for place in sorted(there) if MODEL_FILES.fullmatch(place)]
         api.create_commit(
             repo_id,
-            [CommitOperationAdd(place, path) for place, path in sorted(files.items())],
+            changes,
             commit_message=message,
             repo_type=kind,
         )
@@ -69,6 +83,21 @@ def _files_in(folder: Path, prefix: str) -> dict[str, Path]:
         for place, path in files.items()
         if not any(part.startswith(".") for part in place.parts)
     }
+
+
+def _at_home(files: dict[str, Path], repo_id: str) -> dict[str, Path | bytes]:
+    """The files; a card that tells to load a folder of this machine names the repository, and the manifest follows."""
+    text = files["README.md"].read_text(encoding="utf-8") if "README.md" in files else ""
+    folder = re.search(r'from_pretrained\("([^"]+)"', text)
+    if not folder:
+        return dict(files)
+    card = text.replace(folder[1], repo_id).encode()
+    changed = {"README.md": card}
+    if "manifest.json" in files:
+        manifest = json.loads(files["manifest.json"].read_text())
+        manifest["README.md"] = {"size": len(card), "sha256": hashlib.sha256(card).hexdigest()}
+        changed["manifest.json"] = json.dumps(manifest, indent=1).encode()
+    return files | changed
 
 
 def _give_up_on_silence() -> None:
@@ -102,12 +131,12 @@ class Publisher:
     """Pushes a run's models one at a time, in a thread that never holds up the loop.
 
     Args:
-        section: `recipe.hub`. run_name: names the repository where the section does not.
+        section: `recipe.hub`. run_name: its last part names the repository where the section does not.
         run_folder: with `recipe.yaml` and `metrics.jsonl`. active: false on all processes but the main one.
     """
 
     def __init__(self, section, run_name: str, run_folder: Path, active: bool):
-        self.repo_id, self.private = section.repo_id or run_name, section.private
+        self.repo_id, self.private = section.repo_id or Path(run_name).name, section.private
         self.run_folder, self.active = run_folder, active and section.push
         self.lock, self.thread = threading.Lock(), None
         self.pending: Push | None = None  # the newest that is not on the Hub
@@ -156,29 +185,27 @@ class Publisher:
                 if self.pending is not tried:
                     shutil.rmtree(tried.snapshot, ignore_errors=True)
 
-    def close(self) -> list[str]:
-        """Waits for what is under way, no longer than an upload of its size may take.
+    def close(self, say: Callable[[str], None], wait: bool = True) -> None:
+        """Tells what is not on the Hub and how to repeat the push, where there is something to tell.
 
-        Returns:
-            Lines that say what is not on the Hub and how to repeat the push; none when all is well.
+        Args:
+            say: takes a line. wait: for what is under way, no longer than an upload of its size may take.
         """
         with self.lock:
             thread, push = self.thread, self.pending
         if push is None:
-            return []
-        if thread is not None:
+            return
+        if thread is not None and wait:
             size = sum(path.stat().st_size for path in push.snapshot.rglob("*") if path.is_file())
             thread.join(SILENCE_S + 2 * size / SLOWEST)  # an older one may be under way before it
         with self.lock:
             if self.pending is None:
-                return []
+                return
             self.pending = None
             for snapshot in self.run_folder.glob(".push-*"):
                 shutil.rmtree(snapshot, ignore_errors=True)
-        return [
-            f"not pushed to the Hub: {self.error or 'it has not answered in time'}. To push it again:",
-            f"  python scripts/push_to_hub.py {shlex.quote(str(push.folder))} {self.repo_id}",
-        ]
+        say(f"not pushed to the Hub: {self.error or 'it has not answered in time'}. To push it again:")
+        say(f"  python scripts/push_to_hub.py {shlex.quote(str(push.folder))} {self.repo_id}")
 
 
 def _link(source: str, target: str) -> None:

@@ -67,8 +67,8 @@ def peak_memory(device: torch.device) -> int:
 
 
 def copy_weights(model: nn.Module) -> list[torch.Tensor]:
-    """This process's part of every weight, as it is now."""
-    return [_local(weight).clone() for weight in model.parameters() if weight.requires_grad]
+    """Every weight, of a sharded one this process's part, as it is now."""
+    return [weight.detach().clone() for weight in model.parameters() if weight.requires_grad]
 
 
 @torch.no_grad()
@@ -78,9 +78,8 @@ def update_ratio(before: list[torch.Tensor], model: nn.Module) -> float:
     Args:
         before: `copy_weights` before the update.
     """
-    after = [_local(weight) for weight in model.parameters() if weight.requires_grad]
-    moved = torch.stack(torch._foreach_norm(torch._foreach_sub(after, before))).norm()
-    return (moved / torch.stack(torch._foreach_norm(before)).norm()).item()
+    after = [weight.detach() for weight in model.parameters() if weight.requires_grad]
+    return _length(torch._foreach_sub(after, before)) / _length(before)
 
 
 @torch.no_grad()
@@ -93,14 +92,11 @@ def weight_norms(model: nn.Module) -> dict[str, float]:
     for name, weight in model.named_parameters():
         parts = name.removeprefix("module.").split(".")
         number = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts) - 2)
-        groups.setdefault(".".join(parts[: number + 1]), []).append(_local(weight))
-    return {
-        f"weight_norm/{name}": torch.stack(torch._foreach_norm(weights)).norm().item()
-        for name, weights in groups.items()
-    }
+        groups.setdefault(".".join(parts[: number + 1]), []).append(weight.detach())
+    return {f"weight_norm/{name}": _length(weights) for name, weights in groups.items()}
 
 
-def _local(weight: torch.Tensor) -> torch.Tensor:
-    """A weight, or of a sharded one this process's shard."""
-    weight = weight.detach()
-    return weight.to_local() if hasattr(weight, "to_local") else weight
+def _length(tensors: list[torch.Tensor]) -> float:
+    """Length of all as one vector; all processes call it, since those of sharded ones add up their parts."""
+    norms = torch._foreach_norm(tensors)
+    return torch.stack([norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]).norm().item()

@@ -26,10 +26,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from . import schedules
 from .data.prepare import PreparedData, prepare_data
 from .data.splits import IGNORED
-from .evaluation import evaluate
+from .evaluation import MOST_PROBLEMS, evaluate
 from .launch import choose_precision
 from .loss import in_parts, nats, nats_in_parts
-from .models.build import choose_attention, load_config
+from .models.build import check_sizes, choose_attention, load_config
 from .monitoring import flops_per_token
 from .optim import apply_updates, build_optimizers
 from .outputs import Start
@@ -141,6 +141,7 @@ def bare_model(recipe: Recipe, data: PreparedData) -> PreTrainedModel:
     sizes = {"vocab_size": len(data.tokenizer), "max_position_embeddings": data.splits["train"].sequence_length}
     config = load_config(recipe.model, **({} if "init_from" in recipe.model else sizes))
     length = data.splits["train"].sequence_length
+    check_sizes(config, data.tokenizer, length)
     attention = choose_attention(recipe.model, length, _precision(recipe), _device())
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
 
@@ -267,7 +268,8 @@ def find_warnings(recipe: Recipe, data: PreparedData, model: PreTrainedModel, ep
         used, size = count_used(data.splits["train"].tokens, config.vocab_size), config.vocab_size
         if used < size / 2:
             found.append(f"model.vocab_size: the train split uses {used:,} of {size:,} ids")
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None)  # none in a state-space model
+    width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     if width % 8:
         found.append(f"model.num_attention_heads: a head is {width} wide, attention kernels want a multiple of 8")
     return found
@@ -319,8 +321,9 @@ def measure_time(recipe: Recipe, plan: Plan, steps: int = 10, limit_s: float = 6
     batches = min(math.ceil(problems / section.batch_size), section.max_batches or math.inf)
     boundaries = math.ceil(plan.max_steps / recipe.training.macro_batch)
     evaluations = 1 + math.ceil(boundaries / section.every)
-    test = math.ceil(len(run.data.splits.get("test", ())) / section.batch_size)
-    return plan.sequences * row_s + (evaluations * batches + test) * batch_s
+    test = len(run.data.splits.get("test", ()))
+    graded = min(test, MOST_PROBLEMS) if recipe.data.path in ARITHMETIC else test
+    return plan.sequences * row_s + (evaluations * batches + math.ceil(graded / section.batch_size)) * batch_s
 
 
 def draw_schedules(recipe: Recipe, max_steps: int, path: Path) -> None:

@@ -264,7 +264,7 @@ class Hub:
     push: bool = False
     """Push the model: each new best, and the end."""
     repo_id: Text | None = None
-    """`user/name`; `run.name` in the token's namespace when left out."""
+    """`user/name`; the last part of `run.name` in the token's namespace when left out."""
     private: bool = True
     """Visible to its owner only."""
     every: Count | None = None

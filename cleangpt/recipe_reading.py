@@ -416,6 +416,6 @@ def _check_training(recipe: Recipe) -> Iterator[tuple[list[str], str]]:
         from huggingface_hub.utils import HFValidationError, validate_repo_id
 
         try:
-            validate_repo_id(recipe.hub.repo_id or recipe.run.name)
+            validate_repo_id(recipe.hub.repo_id or Path(recipe.run.name).name)
         except HFValidationError as error:
             yield ["hub.repo_id", "hub.push", "run.name"], str(error)

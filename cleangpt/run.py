@@ -74,8 +74,7 @@ def build_run(recipe: Recipe, start: Start) -> Run:
     else:
         model = load_model(start.checkpoint / "model", attention)
         progress = load_progress(start.checkpoint)
-    positions = getattr(model.config, "max_position_embeddings", split.sequence_length)
-    check_prompts(recipe.evaluation.prompts, data.tokenizer, positions)
+    check_prompts(recipe.evaluation.prompts, data.tokenizer, model.config.max_position_embeddings)
     optimizers = build_optimizers(recipe.optimizer, model)
     if training.compile:
         compile_blocks(model)

@@ -4,9 +4,11 @@ All share one special token, `<|endoftext|>`: it ends a document, starts one whe
 batch. Characters and arithmetic have `<unk>` besides, for what they do not know; byte-level BPE knows every byte.
 """
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import tokenizers
@@ -66,6 +68,21 @@ def _characters(characters: Sequence[str]) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = byte_level
     backend.decoder = decoders.ByteLevel()
     return _wrap(backend, unk_token=UNKNOWN)
+
+
+def unknown_test(tokenizer) -> Callable[[np.ndarray], bool]:
+    """From a tokenizer to a function that says whether ids hold one for something that the tokenizer does not know.
+
+    That is `<unk>`, and in a tokenizer of characters what it has for the bytes of one that it does not know.
+    """
+    unknown, last = tokenizer.unk_token_id, len(tokenizer)
+    if (tokenizer.unk_token, tokenizer.eos_token) == (UNKNOWN, END) and tokenizer.eos_token_id == unknown + 1:
+        last = tokenizer.eos_token_id
+    return functools.partial(_has_unknown, unknown, last)
+
+
+def _has_unknown(unknown: int | None, last: int, ids: np.ndarray) -> bool:
+    return bool((ids > last).any() or (unknown is not None and (ids == unknown).any()))
 
 
 def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

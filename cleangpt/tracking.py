@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import math
 import os
 import secrets
@@ -18,6 +19,8 @@ from tqdm import tqdm
 
 from .files import write_file
 from .monitoring import peak_flops, peak_memory
+
+logger = logging.getLogger(__name__)
 
 
 class Tracker:
@@ -109,8 +112,8 @@ class Tracker:
         if self.accelerator.is_main_process:
             with open(self.file, "a") as file:
                 file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
-        for tracker in self.accelerator.trackers:  # wandb drops what comes at an earlier step than its own
-            tracker.log(line, **({} if tracker.name == "wandb" else {"step": progress.step}))
+        for tracker in self.accelerator.trackers:
+            _log(tracker, line, progress.step)
 
     def log_samples(self, progress, samples: list[str]) -> None:
         """Shows texts that the model wrote, and gives them to the trackers."""
@@ -122,7 +125,7 @@ class Tracker:
                     tracker.log({f"sample/{number}": textwrap.indent(text, "    ")}, step=progress.step)
             else:
                 table = _package(tracker).Table(dataframe=pandas.DataFrame({"step": progress.step, "text": samples}))
-                tracker.log({"step": progress.step, "samples": table})
+                _log(tracker, {"samples": table}, progress.step)
 
     def log_picture(self, progress, name: str, path: Path) -> None:
         """Gives a PNG file to the trackers."""
@@ -130,7 +133,7 @@ class Tracker:
             if tracker.name == "tensorboard":
                 tracker.log_images({name: imread(path)[None, :, :, :3]}, step=progress.step, dataformats="NHWC")
             else:
-                tracker.log({"step": progress.step, name: _package(tracker).Image(str(path))})
+                _log(tracker, {name: _package(tracker).Image(str(path))}, progress.step)
 
     def say(self, text: str) -> None:
         """Prints above the progress bar, once for all processes."""
@@ -169,6 +172,14 @@ def _flatten(config: dict, prefix: str = "") -> dict:
     return flat
 
 
+def _log(tracker, values: dict, step: int) -> None:
+    """Gives values to a tracker under our `step`: as a value to wandb, which drops what comes before its own step."""
+    if tracker.name == "wandb":
+        tracker.log({**values, "step": step})
+    else:  # `step` among the values is taken already in trackio
+        tracker.log({k: v for k, v in values.items() if k != "step" or tracker.name != "trackio"}, step=step)
+
+
 def _tracker_options(recipe, step: int) -> dict:
     """What each tracker needs to name the run, and to go on with it where `step` is not 0."""
     options = {name: {} for name in recipe.tracking.trackers}
@@ -188,10 +199,18 @@ def _tracker_options(recipe, step: int) -> dict:
             "dir": str(recipe.folder),
             "id": file.read_text(),
             "resume": "allow",
-            # Without a login wandb would ask for one, or end the run.
-            "mode": os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline"),
+            "mode": os.environ.get("WANDB_MODE") or ("online" if _is_logged_in(wandb) else "offline"),
         }
     return options
+
+
+def _is_logged_in(wandb) -> bool:
+    """Whether wandb can be reached with an account: without it would ask for one, or end the run."""
+    try:
+        return wandb.login(prompt=False)
+    except wandb.errors.Error as error:
+        logger.warning(f"wandb writes offline, `wandb sync` sends it later: {error}")
+        return False
 
 
 def _use_own_step(accelerator: Accelerator) -> None:

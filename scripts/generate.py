@@ -13,7 +13,7 @@ from transformers import TextStreamer
 import cleangpt
 from cleangpt.errors import exit_code
 from cleangpt.models.build import load_model
-from cleangpt.tokenization import load_tokenizer
+from cleangpt.tokenization import load_tokenizer, unknown_test
 
 
 def main() -> None:
@@ -40,6 +40,7 @@ def check_numbers(arguments: argparse.Namespace) -> None:
         "top_k": (arguments.top_k >= 0, "a whole number from 0"),
         "top_p": (0 < arguments.top_p <= 1, "a number above 0, up to 1"),
         "num_samples": (arguments.num_samples >= 1, "a whole number from 1"),
+        "seed": (0 <= arguments.seed < 2**63, "a whole number from 0 to 2^63 - 1"),
     }
     mistakes = [(name, what) for name, (fits, what) in allowed.items() if not fits]
     if mistakes:
@@ -64,7 +65,7 @@ def generate(arguments: argparse.Namespace) -> None:
     length = inputs["input_ids"].shape[1]
     if length == 0:
         raise cleangpt.UserError((key, "expected some text"))
-    if tokenizer.unk_token_id is not None and (inputs["input_ids"] == tokenizer.unk_token_id).any():
+    if unknown_test(tokenizer)(inputs["input_ids"].numpy()):
         raise cleangpt.UserError((key, "has characters that the model's tokenizer lacks"))
     model = load_model(arguments.model).eval()
     room = model.config.max_position_embeddings - length

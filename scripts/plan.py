@@ -29,7 +29,10 @@ def main() -> None:
         raise UserError(("--num_processes", f"{message}, got {arguments.num_processes}"))
     picture = arguments.picture or recipe.folder.with_name(f"{recipe.run.name}-plan.png")
     plan = make_plan(recipe, arguments.num_processes)
-    draw_schedules(recipe, plan.max_steps, picture)
+    try:
+        draw_schedules(recipe, plan.max_steps, picture)
+    except (OSError, ValueError) as error:  # a place or a kind of picture that cannot be written
+        raise UserError(("--picture", f"{picture} cannot be written: {error}")) from error
     report(plan, arguments.num_processes)
     print(f"{'schedules':24} {picture}")
     if not arguments.no_measurement:

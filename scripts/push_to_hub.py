@@ -41,7 +41,8 @@ def push(arguments: argparse.Namespace) -> str:
     if not (model / "config.json").is_file():
         raise UserError(("model", f"expected a saved model's folder, got {str(model)!r}"))
     beside = {name: run / name for name in RUN_FILES if (run / name).is_file()}
-    private = yaml.safe_load(beside["recipe.yaml"].read_text())["hub"]["private"] if "recipe.yaml" in beside else True
+    recipe = yaml.safe_load(beside["recipe.yaml"].read_text()) if "recipe.yaml" in beside else None
+    private = ((recipe or {}).get("hub") or {}).get("private", True)
     if arguments.checkpoint:
         checkpoint = newest_checkpoint(run)
         if checkpoint is None:

@@ -21,6 +21,8 @@ def main() -> None:
     parser.add_argument("recipe", help="the recipe's file; --section.key=value changes it")
     parser.add_argument("out", type=Path, help="the folder to write")
     arguments, overrides = parser.parse_known_args()
+    if arguments.out.is_file():
+        raise UserError((str(arguments.out), "expected a folder, or a new one's name, got a file"))
     tokenizer = prepare_data(load_recipe(arguments.recipe, overrides)).tokenizer
     try:
         tokenizer.save_pretrained(arguments.out)

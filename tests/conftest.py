@@ -74,6 +74,15 @@ def tiny_text(write_recipe, text_file) -> Path:
     )
 
 
+def raising(error: Exception):
+    """A function that raises `error`, whatever it is called with."""
+
+    def function(*arguments, **options):
+        raise error
+
+    return function
+
+
 @pytest.fixture
 def tiny_adder(write_recipe) -> Path:
     """A recipe that trains a tiny NanoGPT on one-digit addition."""

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cleangpt import NanoGPTConfig, NanoGPTForCausalLM, NanoLlamaConfig, NanoLlamaForCausalLM, load_recipe, train
 from cleangpt.data.loader import Batch, Loader
 from cleangpt.data.splits import IGNORED
+from cleangpt.monitoring import copy_weights, update_ratio, weight_norms
 from cleangpt.step import accumulate
 
 BIN = Path(sys.executable).parent
@@ -132,20 +133,23 @@ def fsdp_losses(rank: int, kind: str) -> list:
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
     losses = train_a_little(model, slice(4 * rank, 4 * rank + 4), 2)
+    norms, moved = weight_norms(model), update_ratio([2 * weight for weight in copy_weights(model)], model)
     whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     sharded = sum(type(weight).__name__ == "DTensor" for weight in model.parameters())
-    return [losses, sharded, {name: weight.flatten().tolist() for name, weight in whole.items()}]
+    return [losses, sharded, {name: weight.flatten().tolist() for name, weight in whole.items()}, norms, moved]
 
 
 @pytest.mark.parametrize("kind", ["nanogpt", "nanollama"])
 def test_fsdp2_shards_both_models_and_trains_the_same(tmp_path, kind):
     model = make_model(kind)
     alone = train_a_little(model, slice(None), 1)
-    (losses, sharded, weights), (other, _, _) = in_two_processes(fsdp_losses, tmp_path, kind)
+    (losses, sharded, weights, norms, moved), (other, *_) = in_two_processes(fsdp_losses, tmp_path, kind)
     assert losses == pytest.approx(alone, abs=1e-5) and losses == other
     assert sharded == len(list(model.parameters()))
     for name, weight in model.state_dict().items():
         assert weights[name] == pytest.approx(weight.flatten().tolist(), abs=1e-4), name
+    assert norms == pytest.approx(weight_norms(model), rel=1e-4)  # of the whole weights, not of a shard
+    assert moved == pytest.approx(0.5)
 
 
 def launch(*arguments) -> subprocess.Popen:

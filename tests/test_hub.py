@@ -1,5 +1,6 @@
 """Publishing: what is pushed loads elsewhere bit for bit; no fault of the Hub touches the run, no output the token."""
 
+import hashlib
 import json
 import os
 import random
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import cleangpt.hub
-from cleangpt import UserError, load_recipe, train
+from cleangpt import Stopped, UserError, load_recipe, step, train
 from cleangpt.checkpoint import is_whole
 from cleangpt.data.prepare import prepare_data
 from cleangpt.hub import Publisher, push_folder
@@ -53,7 +54,11 @@ def is_on(hub, final) -> bool:
     """Whether the repository's head is exactly this model, with the files of its run."""
     wanted = {path.relative_to(final).as_posix(): path for path in final.rglob("*") if path.is_file()}
     wanted |= {name: final.parent / name for name in ("recipe.yaml", "metrics.jsonl")}
-    return hub.files("me/tiny") == {name: path.read_bytes() for name, path in wanted.items()}
+    wanted = {name: path.read_bytes() for name, path in wanted.items() if name != "manifest.json"}
+    wanted["README.md"] = wanted["README.md"].replace(str(final).encode(), b"me/tiny")
+    files = hub.files("me/tiny")
+    manifest = json.loads(files.pop("manifest.json"))
+    return files == wanted and manifest["README.md"]["sha256"] == hashlib.sha256(wanted["README.md"]).hexdigest()
 
 
 def test_what_is_pushed_loads_elsewhere_bit_for_bit(hub, tiny_text, tmp_path):
@@ -118,6 +123,18 @@ def test_random_faults_leave_the_run_alone(seeds, hub, hurry, tiny_text, referen
         assert hub.token not in told
 
 
+def test_a_run_that_is_stopped_tells_what_is_not_pushed(hub, hurry, tiny_text, capsys, monkeypatch):
+    hub.fault = lambda request: "refuse"
+    # As if a signal came in each step.
+    monkeypatch.setattr("cleangpt.training.update", lambda *arguments: (*step.update(*arguments)[:2], True))
+    recipe = load_recipe(tiny_text, [*PUSH, "--training.macro_batch=1"])
+    for _ in range(2):  # what the second one makes up for is the first one's boundary, with a best model
+        with pytest.raises(Stopped):
+            train(recipe)
+    assert f"push_to_hub.py {recipe.folder / 'best'} me/tiny" in capsys.readouterr().out
+    assert not list(recipe.folder.glob(".push-*"))
+
+
 def test_the_run_goes_on_while_the_hub_is_silent(hub, tiny_text):
     """Six pushes to a Hub that answers nothing for 20 seconds each."""
     hub.fault = lambda request: "stall"
@@ -151,7 +168,7 @@ def test_a_folder_replaced_during_its_push_is_not_mixed(hub, tmp_path):
         file.unlink()
     hub.fault = lambda request: None
     hub.released.set()
-    assert publisher.close() == []
+    publisher.close(pytest.fail)
     assert set(hub.files("me/tiny").values()) == {b"old"}
 
 
@@ -174,10 +191,12 @@ def test_a_push_that_was_killed_leaves_nothing_and_is_whole_the_next_time(hub, t
 
 def test_a_native_model_and_a_checkpoint_on_request(hub, tiny_text, tmp_path):
     final = train(load_recipe(tiny_text))
+    push_folder(final, "me/tiny", True, "first as it is")
     done = run_python("scripts/push_to_hub.py", final, "me/tiny", "--native", "--checkpoint", **hub.environment)
     assert done.returncode == 0, done.stderr
     files = hub.files("me/tiny")
     assert json.loads(files["config.json"])["model_type"] == "gpt2"
+    assert b'from_pretrained("me/tiny")' in files["README.md"] and b"model-index" in files["README.md"]
     assert not any(name.endswith(".py") for name in files if "checkpoints" not in name)
     for name, content in files.items():
         (tmp_path / "back" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,8 @@ PACKAGE = Path(__file__).parents[1] / "cleangpt"
 LAYERS = [
     {"errors", "schedules", "models.nanogpt", "models.nanollama", "data.permutation", "data.splits"}
     | {"metrics.perplexity.perplexity", "metrics.arithmetic_exact_match.arithmetic_exact_match"},
-    {"recipe", "data.cache", "data.packing", "interruption", "loss", "monitoring", "files"},
-    {"recipe_reading", "tokenization", "data.text", "data.arithmetic", "data.loader", "models.build"}
+    {"recipe", "data.cache", "data.packing", "interruption", "loss", "monitoring", "files", "tokenization"},
+    {"recipe_reading", "data.text", "data.arithmetic", "data.loader", "models.build"}
     | {"optim", "launch", "checkpoint", "tracking", "card", "hub"},
     {"evaluation", "outputs", "step", "data.prepare", "models.convert"},
     {"run", "grading"},

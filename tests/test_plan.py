@@ -1,5 +1,6 @@
 """A plan says what a run then shows."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -8,8 +9,8 @@ import pytest
 import torch
 from conftest import ROOT, read_metrics, run_python
 
-from cleangpt import load_recipe, train
-from cleangpt.plan import Allocations, make_plan, usual_lr
+from cleangpt import UserError, load_recipe, train
+from cleangpt.plan import Allocations, make_plan, measure_time, usual_lr
 
 GROWING = [f"--schedule.accumulation.{key}" for key in ("style=linear", "begin=1", "end=3")]
 
@@ -91,6 +92,28 @@ def test_what_looks_wrong_is_told(tiny_text):
     assert usual_lr(124_000_000) == pytest.approx(6e-4, rel=0.1)  # GPT-3's
 
 
+def test_a_vocabulary_too_small_is_told_as_in_training(tiny_text):
+    with pytest.raises(UserError, match=r"model\.vocab_size"):
+        make_plan(load_recipe(tiny_text, ["--model.vocab_size=5"]))
+
+
+def test_a_model_without_heads_is_planned(tiny_text):
+    shape = ["--model={model_type: mamba, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: null}"]
+    assert make_plan(load_recipe(tiny_text, shape)).parameters > 0
+
+
+def test_time_counts_the_problems_that_the_end_grades(tiny_adder, monkeypatch):
+    """A test split of 15 problems of which 5 are graded costs as little as one of 5."""
+    recipe = load_recipe(tiny_adder, ["--evaluation.batch_size=1"])
+    plan, times = make_plan(recipe), []
+    clock = itertools.count()  # whatever is timed takes a second
+    monkeypatch.setattr("cleangpt.plan.time.perf_counter", lambda: next(clock))
+    for most in (15, 5):
+        monkeypatch.setattr("cleangpt.plan.MOST_PROBLEMS", most)
+        times.append(measure_time(recipe, plan, steps=2))
+    assert times[0] - times[1] == 10
+
+
 def test_the_script_leaves_a_picture_and_no_run(tiny_text, tmp_path):
     done = run_python("scripts/plan.py", tiny_text, "--num_processes=2")
     assert done.returncode == 0, done.stderr
@@ -99,6 +122,8 @@ def test_the_script_leaves_a_picture_and_no_run(tiny_text, tmp_path):
     assert (tmp_path / "outputs" / "tiny-plan.png").read_bytes().startswith(b"\x89PNG")
     done = run_python("scripts/plan.py", tiny_text, "--num_processes=3")
     assert done.returncode == 2 and "divisor" in done.stderr
+    done = run_python("scripts/plan.py", tiny_text, "--picture=plan.foo", "--no_measurement")
+    assert done.returncode == 2 and done.stderr.startswith("error: --picture: plan.foo cannot be written")
 
 
 @pytest.mark.soak

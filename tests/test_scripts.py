@@ -69,6 +69,7 @@ def test_generate_reads_a_prompt_from_a_file(trained, tmp_path, call_script):
         (["--prompt_file=nowhere.txt"], "--prompt_file: expected a text file, got nowhere.txt"),
         (["--prompt=The", "--top_p=2"], "--top_p: expected a number above 0, up to 1, got 2.0"),
         (["--prompt=The", "--num_samples=0"], "--num_samples: expected a whole number from 1, got 0"),
+        (["--prompt=The", "--seed=-1"], "--seed: expected a whole number from 0 to 2^63 - 1, got -1"),
     ],
 )
 def test_generate_refuses_what_it_cannot_do(trained, options, message, call_script):
@@ -103,6 +104,7 @@ def test_answers_are_graded_the_same_on_two_processes(tiny_adder, tmp_path, call
     [
         (["--split=tset"], "--split: expected one of train, validation, test, got 'tset'"),
         (["--limit=0"], "--limit: expected 1 to 15, got 0"),
+        ([f"--report={__file__}"], f"--report: expected a folder, got the file {__file__}"),
         (
             ["--data.num_digits=2"],
             "data.num_digits: expected sequences of at most the model's 6 positions, these have 9",
@@ -135,6 +137,16 @@ def test_a_model_without_tokenizer_must_know_the_ids(tiny_adder, call_script):
 def test_a_model_of_another_recipe_is_refused(trained, tiny_adder, call_script):
     code, _, err = call_script("evaluate_model.py", trained / "final", "--recipe", tiny_adder)
     assert (code, err) == (2, f"error: model: the tokenizer of {trained / 'final'} is not the one of {tiny_adder}\n")
+
+
+@pytest.mark.parametrize("script", ["train_tokenizer.py", "export.py"])
+def test_a_file_in_the_way_is_told(script, trained, tmp_path, call_script):
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / ("" if script == "train_tokenizer.py" else "below")
+    source = trained / ("recipe.yaml" if script == "train_tokenizer.py" else "final")
+    code, _, err = call_script(script, source, out)
+    assert code == 2 and err.startswith(f"error: {out}: ") and err.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_data_is_prepared_without_training(stories_recipe, tmp_path):

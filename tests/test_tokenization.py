@@ -1,5 +1,6 @@
 """Tokenizers: every text comes back, saved folders load with AutoTokenizer."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from cleangpt.tokenization import (
     bpe_tokenizer,
     character_tokenizer,
     load_tokenizer,
+    unknown_test,
 )
 
 TEXT = "To be, or not to be: that is the question.\n\n  Whether 'tis nobler — \t in the mind? 12345\r\n" * 20
@@ -46,6 +48,13 @@ def test_an_unknown_character_is_unknown():
     tokenizer = character_tokenizer("abc")
     assert ids(tokenizer, "aéb")[1] == tokenizer.unk_token_id
     assert ids(tokenizer, "a")[0] == 0
+
+
+def test_a_character_whose_bytes_are_known_is_unknown_all_the_same():
+    tokenizer = character_tokenizer("éĨ ab")  # è has its first byte in common with é, its second with Ĩ
+    is_unknown = unknown_test(tokenizer)
+    assert [is_unknown(np.array(ids(tokenizer, text))) for text in ("è", "z", "é a")] == [True, True, False]
+    assert not unknown_test(bpe_tokenizer(["abc"], 300))(np.arange(258))
 
 
 def test_bpe_merges_what_is_frequent_and_keeps_to_its_size():

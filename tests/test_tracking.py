@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import needs, read_metrics
+import wandb
+from conftest import needs, raising, read_metrics
 from wandb.proto.wandb_internal_pb2 import Record
 
 from cleangpt import UserError, load_recipe, train
@@ -102,10 +103,15 @@ def test_tensorboard_gets_every_metric(tiny_text):
 def test_trackio_gets_every_metric(tiny_text):
     from trackio.sqlite_storage import SQLiteStorage
 
-    train(recipe := load_recipe(tiny_text, ["--tracking.trackers=[trackio, wandb]", "--tracking.project=mine"]))
+    train(
+        recipe := load_recipe(tiny_text, ["--tracking.trackers=[trackio, wandb]", "--tracking.project=mine", *PROMPT])
+    )
     logged = SQLiteStorage.get_logs("mine", "tiny")
     keys = {key for line in read_metrics(recipe.folder) for key in line}
-    assert keys <= {key for line in logged for key in line}
+    assert keys - {"step"} <= {key for line in logged for key in line}
+    assert [line["step"] for line in logged if "train/loss" in line] == list(range(1, 7))
+    assert [line["step"] for line in logged if "samples" in line] == [0, 3, 6]
+    assert [line["step"] for line in logged if "curves" in line] == [6]
     assert wandb_lines(recipe.folder)
 
 
@@ -113,6 +119,13 @@ def test_wandb_is_offline_where_nobody_is_logged_in(tiny_text, tmp_path, monkeyp
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    train(recipe := load_recipe(tiny_text, ["--tracking.trackers=[wandb]"]))
+    assert wandb_lines(recipe.folder)
+
+
+def test_wandb_is_offline_where_it_cannot_be_reached(tiny_text, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setattr("wandb.login", raising(wandb.errors.AuthenticationError("no answer")))
     train(recipe := load_recipe(tiny_text, ["--tracking.trackers=[wandb]"]))
     assert wandb_lines(recipe.folder)
 

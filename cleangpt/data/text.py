@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..tokenization import unknown_test
 from .cache import build_once, file_hash
 from .packing import copy_to_column, write_column
 from .splits import cut_points
@@ -239,7 +240,7 @@ class _Encoder:
 
     def __init__(self, tokenizer, dtype: type):
         self.backend, self.end, self.dtype = tokenizer.backend_tokenizer, tokenizer.eos_token_id, dtype
-        self.unknown = tokenizer.unk_token_id
+        self.has_unknown = unknown_test(tokenizer)
         self.backend.no_truncation()
         self.backend.no_padding()
 
@@ -249,7 +250,7 @@ class _Encoder:
         ids, strange = [], []
         for one, (text, ends) in zip(encoded, batch, strict=True):
             ids.append(np.array([*one.ids, self.end] if ends else one.ids, self.dtype))
-            if self.unknown is not None and (ids[-1] == self.unknown).any():
+            if self.has_unknown(ids[-1]):
                 strange.append(text)
         return np.concatenate(ids), sum(len(text.encode()) for text, _ in batch), strange
 
@@ -323,10 +324,11 @@ def _one_thread(worker: int) -> None:
 
 
 def _unknown(tokenizer, texts: list[str], split: str) -> tuple[str, str]:
+    has_unknown = unknown_test(tokenizer)
     unknown = [
         character
         for character in sorted(set("".join(texts)))
-        if tokenizer.unk_token_id in tokenizer(character, add_special_tokens=False).input_ids
+        if has_unknown(np.array(tokenizer(character, add_special_tokens=False).input_ids))
     ]
     characters = ", ".join(repr(character) for character in unknown[:10])
     return (

@@ -54,34 +54,40 @@ def build_model(model: dict, tokenizer, split, seed: int) -> PreTrainedModel:
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     attention = model.get("attn_implementation")
     torch.manual_seed(seed)
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": split.sequence_length}
+    config = load_config(model, **special, **({} if "init_from" in model else sizes))
+    check_sizes(config, tokenizer, split.sequence_length)
     if "init_from" in model:
-        config = load_config(model, **special)
         source = model["init_from"]
         network = _from_pretrained(source, "model.init_from", config=config, attn_implementation=attention)
     else:
-        sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": split.sequence_length}
-        config = load_config(model, **sizes, **special)
         try:
             network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
         except (ValueError, ImportError) as error:
             raise UserError(("model", str(error))) from error
-    needed = [
-        ("vocab_size", len(tokenizer), "the tokenizer's ids"),
-        ("max_position_embeddings", split.sequence_length, "a sequence's tokens"),
-    ]
-    too_small = [
-        (f"model.{name}", f"expected at least {least}, {what}, got {getattr(config, name)}")
-        for name, least, what in needed
-        if getattr(config, name, least) < least
-    ]
-    if too_small:
-        raise UserError(*too_small)
     # Left to itself, generate writes an arithmetic answer, or as much text as the model has positions.
     answer = getattr(split, "answer_width", None)
-    positions = getattr(config, "max_position_embeddings", split.sequence_length)
-    length = {"max_new_tokens": answer} if answer else {"max_length": positions}
+    length = {"max_new_tokens": answer} if answer else {"max_length": config.max_position_embeddings}
     network.generation_config = GenerationConfig(**special, **length)
     return network
+
+
+def check_sizes(config: PreTrainedConfig, tokenizer, length: int) -> None:
+    """Refuses a configuration with less than the tokenizer's ids, or less positions than a sequence's `length`.
+
+    One that has no limit to its positions (Bloom) gets `length`, which is what it will have seen.
+    """
+    if not hasattr(config, "max_position_embeddings"):
+        config.max_position_embeddings = length
+    needed = {"vocab_size": (len(tokenizer), "the tokenizer's ids"),
+              "max_position_embeddings": (length, "a sequence's tokens")}  # fmt: skip
+    mistakes = [
+        (f"model.{name}", f"expected at least {least}, {what}, got {getattr(config, name)}")
+        for name, (least, what) in needed.items()
+        if getattr(config, name) < least
+    ]
+    if mistakes:
+        raise UserError(*mistakes)
 
 
 def choose_attention(model: dict, length: int, mixed_precision: str, device: torch.device) -> str | None:

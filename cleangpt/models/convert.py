@@ -6,11 +6,11 @@ nanoGPT's ckpt.pt ──> NanoGPT
 """
 
 import pickle
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import ModelCard, ModelCardData
 from transformers import (
     GenerationConfig,
     GPT2Config,
@@ -216,7 +216,7 @@ def export_folder(source: str, out: Path) -> Proof:
     if tokenizer.unk_token is None:
         tokenizer.unk_token = tokenizer.eos_token  # as GPT-2 has it; some converters cannot do without
     tokenizer.model_max_length = model.config.max_position_embeddings
-    write_folder(out, _writer(native, tokenizer, f"Exported from a {model.config.model_type} of CleanGPT.", proof))
+    _write(out, native, tokenizer, f"Exported from a {model.config.model_type} of CleanGPT.", proof, Path(source))
     return proof
 
 
@@ -240,7 +240,7 @@ def import_folder(source: str, out: Path, tokenizer_path: str | None = None) -> 
     if tokenizer_path is not None:
         tokenizer = load_tokenizer(tokenizer_path, "--tokenizer")
     proof = _prove(original, model)
-    write_folder(out, _writer(model, tokenizer, f"Imported from a {original.config.model_type}.", proof))
+    _write(out, model, tokenizer, f"Imported from a {original.config.model_type}.", proof, None)
     return proof
 
 
@@ -251,16 +251,42 @@ def _prove(one: PreTrainedModel, other: PreTrainedModel) -> Proof:
     return proof
 
 
-def _writer(model: PreTrainedModel, tokenizer, what: str, proof: Proof) -> Callable[[Path], None]:
-    def write(folder: Path):
+def _write(out: Path, model: PreTrainedModel, tokenizer, what: str, proof: Proof, source: Path | None) -> None:
+    """Writes model, tokenizer and a card to the folder `out`, with the metadata of the card of `source`."""
+
+    def fill(folder: Path):
         model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(
-            f"---\nlibrary_name: transformers\n---\n\n{what} Compared with it: {proof}.\n"
-        )
+        (folder / "README.md").write_text(_card(out, model, what, proof, source), encoding="utf-8")
 
-    return write
+    try:
+        write_folder(out, fill)
+    except OSError as error:
+        raise UserError((str(out), f"cannot be written: {error.strerror}")) from error
+
+
+CARD = """---
+{metadata}
+---
+
+{what} Compared with it: {proof}.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{out}")
+tokenizer = AutoTokenizer.from_pretrained("{out}")
+```
+"""
+
+
+def _card(out: Path, model: PreTrainedModel, what: str, proof: Proof, source: Path | None) -> str:
+    metadata = ModelCardData(library_name="transformers", pipeline_tag="text-generation")
+    if source is not None and (source / "README.md").is_file():
+        metadata = ModelCard.load(source / "README.md", ignore_metadata_errors=True).data
+        metadata.tags = [model.config.model_type if tag.startswith("nano") else tag for tag in metadata.tags or []]
+    return CARD.format(metadata=metadata.to_yaml(), what=what, proof=proof, out=out)
 
 
 def _require_free(out: Path) -> None:

@@ -47,7 +47,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, 
         fastest = [min(values) for values in times.values()]
         exponent = np.polyfit(np.log(sizes[-4:]), np.log(fastest[-4:]), 1)[0]
         axes.loglog(sizes, fastest, "o-")
-        axes.set(xlabel=axis, ylabel="ms a step", title=f"exponent {exponent:.2f}")
+        limits = (min(fastest) / 2, 2 * max(fastest))  # wide enough that noise does not look like growth
+        axes.set(xlabel=axis, ylabel="ms a step", title=f"exponent {exponent:.2f}", ylim=limits)
         axes.grid(alpha=0.3, which="both")
         yield f"{axis}, fitted exponent {exponent:.2f}, ms a step", times
     figure.savefig(arguments.picture, dpi=120)

@@ -155,7 +155,7 @@ def final_samples(model, data, recipe) -> list[str]:
         held-out problem a line.
     """
     if not hasattr(data.splits["validation"], "answer_width"):
-        prompts = recipe.evaluation.prompts or [data.example] * bool(data.example)
+        prompts = recipe.evaluation.prompts or ([data.example] if data.example else [])
         return continue_texts(model, data.tokenizer, prompts, recipe.run.seed, 200, do_sample=True, top_k=50)
     split = data.splits.get("test", data.splits["validation"])
     solved = solve(model, data.tokenizer, split, np.arange(min(5, len(split))))

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_file(path: Path, text: str) -> None:
@@ -43,7 +44,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 def _seal(folder: Path) -> None:
     """Writes the manifest of a folder and flushes everything in it to disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    manifest = {str(file.relative_to(folder)): _digest(file) for file in files}
+    manifest = {str(file.relative_to(folder)): _digest_of(file) for file in files}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
     for path in (*files, folder / "manifest.json", *{file.parent for file in files}, folder):
         flush(path)
@@ -57,7 +58,7 @@ def is_whole(folder: Path) -> bool:
         names = {str(path.relative_to(folder)) for path in paths} - {"manifest.json"}
         if folder.is_symlink() or any(path.is_symlink() for path in paths) or names != manifest.keys():
             return False
-        return all(_digest(folder / name) == entry for name, entry in manifest.items())
+        return all(_digest_of(folder / name) == entry for name, entry in manifest.items())
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -101,6 +102,11 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _digest(file: Path) -> dict:
+def digest(stream: BinaryIO) -> dict:
+    """Size and SHA-256 of what a stream holds: an entry of a manifest."""
+    return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "size": stream.seek(0, os.SEEK_END)}
+
+
+def _digest_of(file: Path) -> dict:
     with open(file, "rb") as stream:
-        return {"size": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+        return digest(stream)

@@ -7,7 +7,7 @@ A push is a single commit, so the repository always shows one model whole. The t
 reads it, and cut out of whatever the Hub answers.
 """
 
-import hashlib
+import io
 import json
 import os
 import re
@@ -21,6 +21,8 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, set_client_factory
 from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils._http import default_client_factory
+
+from .files import digest
 
 SILENCE_S = 60.0  # after which a connection that says nothing is given up
 SLOWEST = 500_000  # bytes a second that an upload may be expected to reach
@@ -60,7 +62,9 @@ def push_folder(
         files = _files_in(folder, f"{folder.name}/" if kind == "dataset" else "")
         for place, path in (beside or {}).items():
             files |= _files_in(path, f"{place}/") if path.is_dir() else {place: path}
-        changes = [CommitOperationAdd(place, content) for place, content in sorted(_at_home(files, repo_id).items())]
+        changes = [
+            CommitOperationAdd(place, content) for place, content in sorted(_with_card_of(repo_id, files).items())
+        ]
         there = {sibling.rfilename for sibling in info.siblings or ()} - files.keys()
         if kind == "model":
             changes += [CommitOperationDelete(place) for place in sorted(there) if MODEL_FILES.fullmatch(place)]
@@ -85,7 +89,7 @@ def _files_in(folder: Path, prefix: str) -> dict[str, Path]:
     }
 
 
-def _at_home(files: dict[str, Path], repo_id: str) -> dict[str, Path | bytes]:
+def _with_card_of(repo_id: str, files: dict[str, Path]) -> dict[str, Path | bytes]:
     """The files; a card that tells to load a folder of this machine names the repository, and the manifest follows."""
     text = files["README.md"].read_text(encoding="utf-8") if "README.md" in files else ""
     folder = re.search(r'from_pretrained\("([^"]+)"', text)
@@ -95,7 +99,7 @@ def _at_home(files: dict[str, Path], repo_id: str) -> dict[str, Path | bytes]:
     changed = {"README.md": card}
     if "manifest.json" in files:
         manifest = json.loads(files["manifest.json"].read_text())
-        manifest["README.md"] = {"size": len(card), "sha256": hashlib.sha256(card).hexdigest()}
+        manifest["README.md"] = digest(io.BytesIO(card))
         changed["manifest.json"] = json.dumps(manifest, indent=1).encode()
     return files | changed
 
@@ -131,13 +135,13 @@ class Publisher:
     """Pushes a run's models one at a time, in a thread that never holds up the loop.
 
     Args:
-        section: `recipe.hub`. run_name: its last part names the repository where the section does not.
-        run_folder: with `recipe.yaml` and `metrics.jsonl`. active: false on all processes but the main one.
+        repo_id, private: as in `push_folder`.
+        run_folder: with `recipe.yaml` and `metrics.jsonl`. active: false where nothing is to be pushed.
     """
 
-    def __init__(self, section, run_name: str, run_folder: Path, active: bool):
-        self.repo_id, self.private = section.repo_id or Path(run_name).name, section.private
-        self.run_folder, self.active = run_folder, active and section.push
+    def __init__(self, repo_id: str, private: bool, run_folder: Path, active: bool):
+        self.repo_id, self.private = repo_id, private
+        self.run_folder, self.active = run_folder, active
         self.lock, self.thread = threading.Lock(), None
         self.pending: Push | None = None  # the newest that is not on the Hub
         self.current: Push | None = None  # under way

@@ -43,7 +43,7 @@ def hold_folder(recipe) -> Iterator[None]:
         yield
         return
     folder = recipe.folder
-    is_new = not folder.parent.exists()
+    makes_parent = not folder.parent.exists()
     lock, owner = folder.with_name(f".{folder.name}.lock"), folder.with_name(f".{folder.name}.owner")
     held = FileLock(lock, blocking=False)
     try:
@@ -62,7 +62,7 @@ def hold_folder(recipe) -> Iterator[None]:
         owner.unlink(missing_ok=True)
         lock.unlink(missing_ok=True)  # whoever waits for it sees that it is gone
         held.release()
-        if is_new:
+        if makes_parent:
             with contextlib.suppress(OSError):
                 folder.parent.rmdir()  # where it is empty: a run that was refused leaves nothing
 
@@ -74,22 +74,20 @@ def find_start(recipe) -> Start:
         UserError: when the folder is not this recipe's, is no run's folder, or `training.resume` forbids to go on.
     """
     folder, resume = recipe.folder, recipe.training.resume
+    _require_own(folder)
     if recipe.run.overwrite:
-        _require_own(folder)
         return Start(None, False)
+    holds_run = _holds_files(folder)
+    if holds_run:
+        refuse_changes(folder / "recipe.yaml", recipe)
     if resume not in ("auto", "never"):
         checkpoint = Path(resume)
         if not is_whole(checkpoint):
             raise UserError(("training.resume", f"expected auto, never or a whole checkpoint's folder, got {resume!r}"))
         refuse_changes(checkpoint / "recipe.yaml", recipe)
-        _require_own(folder)
-        if _holds_files(folder):
-            refuse_changes(folder / "recipe.yaml", recipe)
         return Start(checkpoint, False)
-    if not _holds_files(folder):
+    if not holds_run:
         return Start(None, False)
-    _require_own(folder)
-    refuse_changes(folder / "recipe.yaml", recipe)
     checkpoint = newest_checkpoint(folder)
     if resume == "never" and checkpoint is not None:
         raise UserError(("training.resume", f"never, but {folder} holds a run; set run.overwrite to delete it"))

@@ -29,7 +29,7 @@ from .data.splits import IGNORED
 from .evaluation import MOST_PROBLEMS, evaluate
 from .launch import choose_precision
 from .loss import in_parts, nats, nats_in_parts
-from .models.build import check_sizes, choose_attention, load_config
+from .models.build import choose_attention, config_for, load_config
 from .monitoring import flops_per_token
 from .optim import apply_updates, build_optimizers
 from .outputs import Start
@@ -138,10 +138,8 @@ def values_of(recipe: Recipe, max_steps: int) -> list[schedules.Values]:
 
 def bare_model(recipe: Recipe, data: PreparedData) -> PreTrainedModel:
     """The recipe's model; within `FakeTensorMode`, without content."""
-    sizes = {"vocab_size": len(data.tokenizer), "max_position_embeddings": data.splits["train"].sequence_length}
-    config = load_config(recipe.model, **({} if "init_from" in recipe.model else sizes))
     length = data.splits["train"].sequence_length
-    check_sizes(config, data.tokenizer, length)
+    config = config_for(recipe.model, data.tokenizer, length)
     attention = choose_attention(recipe.model, length, _precision(recipe), _device())
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
 

@@ -306,6 +306,11 @@ class Recipe:
         """The run's folder, `outputs/adder` say."""
         return Path(self.run.output_dir) / self.run.name
 
+    @property
+    def repo_id(self) -> str:
+        """The repository on the Hub, `user/name`, or `name` in the token's namespace."""
+        return self.hub.repo_id or self.folder.name
+
     def to_dict(self) -> dict:
         """Sections, keys and values as plain Python."""
         return pydantic.TypeAdapter(Recipe).dump_python(self, mode="json")

@@ -27,6 +27,7 @@ from yaml import YAMLError
 
 from .errors import UserError
 from .recipe import ARITHMETIC, FILES, Data, Recipe
+from .schedules import WSD_DECAY
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -54,7 +55,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = parse_recipe(OmegaConf.to_container(merged), default_name=Path(path).stem)
     except UserError as error:
-        raise UserError(*problems, *error.problems) from error
+        problems += error.problems
     if problems:
         raise UserError(*problems)
     return recipe
@@ -399,7 +400,8 @@ def _check_training(recipe: Recipe) -> Iterator[tuple[list[str], str]]:
     for name in ("lr", "weight_decay", "accumulation"):
         schedule = getattr(recipe.schedule, name)
         keys = [f"schedule.{name}.{key}" for key in ("decay_ratio", "warmup_ratio", "style", "begin", "end")]
-        decay = (0.2 if schedule.style == "wsd" else 0) if schedule.decay_ratio is None else schedule.decay_ratio
+        usual = WSD_DECAY if schedule.style == "wsd" else 0
+        decay = usual if schedule.decay_ratio is None else schedule.decay_ratio
         if schedule.warmup_ratio + decay > 1 + 1e-9:
             yield keys[:3], f"expected at most 1 - warmup_ratio {schedule.warmup_ratio}, got {decay}"
         if schedule.style == "power" and (schedule.end == 0 or (name != "lr" and schedule.begin == 0)):
@@ -416,6 +418,6 @@ def _check_training(recipe: Recipe) -> Iterator[tuple[list[str], str]]:
         from huggingface_hub.utils import HFValidationError, validate_repo_id
 
         try:
-            validate_repo_id(recipe.hub.repo_id or Path(recipe.run.name).name)
+            validate_repo_id(recipe.repo_id)
         except HFValidationError as error:
             yield ["hub.repo_id", "hub.push", "run.name"], str(error)

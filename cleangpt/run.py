@@ -102,7 +102,8 @@ def build_run(recipe: Recipe, start: Start) -> Run:
     network = accelerator.unwrap_model(model)
     tracker = Tracker(accelerator, recipe, progress, max_steps, flops_per_token(network))
     tracker.say(describe(recipe, network.num_parameters(), accelerator, progress.step))
-    publisher = Publisher(recipe.hub, recipe.run.name, recipe.folder, accelerator.is_main_process)
+    pushes = recipe.hub.push and accelerator.is_main_process
+    publisher = Publisher(recipe.repo_id, recipe.hub.private, recipe.folder, pushes)
     return Run(
         recipe,
         accelerator,

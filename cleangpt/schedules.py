@@ -15,6 +15,8 @@ to `end` directly, after staying at `begin` for the warm-up.
 import math
 from typing import NamedTuple
 
+WSD_DECAY = 0.2  # the share of a run in which `wsd` decays, where nothing is said
+
 
 def interpolate(style: str, begin: float, end: float, progress: float) -> float:
     """The value `progress` (0 to 1) of the way from `begin` to `end`.
@@ -46,7 +48,7 @@ def factor(
     if progress < warmup:
         return begin + (peak - begin) * progress / warmup
     if style == "wsd":
-        decay = 0.2 if decay is None else decay
+        decay = WSD_DECAY if decay is None else decay
         start = 1 - decay
     else:
         decay = 1 - warmup if decay is None else decay

@@ -108,12 +108,13 @@ class Tracker:
 
     def write(self, progress, metrics: dict[str, float]) -> None:
         """One line of `metrics.jsonl`, and the same to the trackers under the run's own step."""
-        line = {"step": progress.step, "tokens": progress.tokens, "elapsed_s": round(self.elapsed_s, 3), **metrics}
+        values = {"tokens": progress.tokens, "elapsed_s": round(self.elapsed_s, 3), **metrics}
         if self.accelerator.is_main_process:
             with open(self.file, "a") as file:
-                file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
+                finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+                file.write(json.dumps({"step": progress.step, **finite}) + "\n")
         for tracker in self.accelerator.trackers:
-            _log(tracker, line, progress.step)
+            _log(tracker, values, progress.step)
 
     def log_samples(self, progress, samples: list[str]) -> None:
         """Shows texts that the model wrote, and gives them to the trackers."""
@@ -173,11 +174,11 @@ def _flatten(config: dict, prefix: str = "") -> dict:
 
 
 def _log(tracker, values: dict, step: int) -> None:
-    """Gives values to a tracker under our `step`: as a value to wandb, which drops what comes before its own step."""
-    if tracker.name == "wandb":
-        tracker.log({**values, "step": step})
-    else:  # `step` among the values is taken already in trackio
-        tracker.log({k: v for k, v in values.items() if k != "step" or tracker.name != "trackio"}, step=step)
+    """Gives values to a tracker under our `step`."""
+    if tracker.name != "trackio":  # which has no room for a value of this name
+        values = {"step": step, **values}
+    # wandb drops what comes before its own step, and draws everything over the value instead.
+    tracker.log(values, **({} if tracker.name == "wandb" else {"step": step}))
 
 
 def _tracker_options(recipe, step: int) -> dict:

@@ -23,7 +23,6 @@ from cleangpt import Stopped, UserError, load_recipe, step, train
 from cleangpt.checkpoint import is_whole
 from cleangpt.data.prepare import prepare_data
 from cleangpt.hub import Publisher, push_folder
-from cleangpt.recipe import Hub
 
 PUSH = ["--hub.push=true", "--hub.repo_id=me/tiny"]
 FAULTS = ["refuse", "error", "drop", "stall", "cut"]
@@ -158,7 +157,7 @@ def test_a_folder_replaced_during_its_push_is_not_mixed(hub, tmp_path):
     (run / "best").mkdir(parents=True)
     for name in ("recipe.yaml", "metrics.jsonl", "best/config.json", "best/model.safetensors"):
         (run / name).write_text("old")
-    publisher = Publisher(Hub(push=True, repo_id="me/tiny"), "tiny", run, True)
+    publisher = Publisher("me/tiny", True, run, True)
     hub.fault = lambda request: "stall" if "lfs" in request else None
     publisher.push(run / "best", "old")
     (run / "best").rename(run / "gone")

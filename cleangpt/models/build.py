@@ -51,12 +51,9 @@ def build_model(model: dict, tokenizer, split, seed: int) -> PreTrainedModel:
     Raises:
         UserError: for weights that cannot be loaded, or a vocabulary smaller than the tokenizer's.
     """
-    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     attention = model.get("attn_implementation")
+    config = config_for(model, tokenizer, split.sequence_length)
     torch.manual_seed(seed)
-    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": split.sequence_length}
-    config = load_config(model, **special, **({} if "init_from" in model else sizes))
-    check_sizes(config, tokenizer, split.sequence_length)
     if "init_from" in model:
         source = model["init_from"]
         network = _from_pretrained(source, "model.init_from", config=config, attn_implementation=attention)
@@ -68,19 +65,27 @@ def build_model(model: dict, tokenizer, split, seed: int) -> PreTrainedModel:
     # Left to itself, generate writes an arithmetic answer, or as much text as the model has positions.
     answer = getattr(split, "answer_width", None)
     length = {"max_new_tokens": answer} if answer else {"max_length": config.max_position_embeddings}
-    network.generation_config = GenerationConfig(**special, **length)
+    network.generation_config = GenerationConfig(**special_ids(tokenizer), **length)
     return network
 
 
-def check_sizes(config: PreTrainedConfig, tokenizer, length: int) -> None:
-    """Refuses a configuration with less than the tokenizer's ids, or less positions than a sequence's `length`.
+def config_for(model: dict, tokenizer, length: int) -> PreTrainedConfig:
+    """The configuration of a recipe's `model` section for a tokenizer and for sequences of `length` tokens.
 
-    One that has no limit to its positions (Bloom) gets `length`, which is what it will have seen.
+    Both give what the section leaves out. A kind without a limit to its positions (Bloom) gets `length` as one, which
+    is what it will have seen.
+
+    Raises:
+        UserError: as `load_config`, and for less ids than the tokenizer has, or less positions than `length`.
     """
+    sizes = {} if "init_from" in model else {"vocab_size": len(tokenizer), "max_position_embeddings": length}
+    config = load_config(model, **sizes, **special_ids(tokenizer))
     if not hasattr(config, "max_position_embeddings"):
         config.max_position_embeddings = length
-    needed = {"vocab_size": (len(tokenizer), "the tokenizer's ids"),
-              "max_position_embeddings": (length, "a sequence's tokens")}  # fmt: skip
+    needed = {
+        "vocab_size": (len(tokenizer), "the tokenizer's ids"),
+        "max_position_embeddings": (length, "a sequence's tokens"),
+    }
     mistakes = [
         (f"model.{name}", f"expected at least {least}, {what}, got {getattr(config, name)}")
         for name, (least, what) in needed.items()
@@ -88,6 +93,12 @@ def check_sizes(config: PreTrainedConfig, tokenizer, length: int) -> None:
     ]
     if mistakes:
         raise UserError(*mistakes)
+    return config
+
+
+def special_ids(tokenizer) -> dict[str, int | None]:
+    """The tokenizer's special ids under the names that a configuration has for them."""
+    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
 def choose_attention(model: dict, length: int, mixed_precision: str, device: torch.device) -> str | None:

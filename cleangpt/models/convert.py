@@ -285,7 +285,9 @@ def _card(out: Path, model: PreTrainedModel, what: str, proof: Proof, source: Pa
     metadata = ModelCardData(library_name="transformers", pipeline_tag="text-generation")
     if source is not None and (source / "README.md").is_file():
         metadata = ModelCard.load(source / "README.md", ignore_metadata_errors=True).data
-        metadata.tags = [model.config.model_type if tag.startswith("nano") else tag for tag in metadata.tags or []]
+        metadata.tags = [
+            model.config.model_type if tag in ("nanogpt", "nanollama") else tag for tag in metadata.tags or []
+        ]
     return CARD.format(metadata=metadata.to_yaml(), what=what, proof=proof, out=out)
 
 

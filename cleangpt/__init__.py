@@ -3,6 +3,8 @@
 Importing this package registers the models, so that `AutoModelForCausalLM.from_pretrained` loads any saved folder.
 """
 
+from collections.abc import Callable
+
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -40,14 +42,14 @@ for _config, _model, _causal, _classifier in (
     _classifier.register_for_auto_class("AutoModelForSequenceClassification")
 
 
-def __getattr__(name: str):
-    """Loads the trainer when it is asked for: who only loads a model need not import datasets and accelerate."""
+def __getattr__(name: str) -> Callable:
+    """Imports the trainer on demand: loading a model needs neither datasets nor accelerate."""
     if name == "load_recipe":
-        from .recipe_reading import load_recipe
+        from .recipe.reading import load_recipe
 
         return load_recipe
     if name == "train":
-        from .training import train
+        from .training.loop import train
 
         return train
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

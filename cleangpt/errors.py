@@ -1,4 +1,4 @@
-"""The ways in which a command ends early, and how it tells them."""
+"""How a command ends early, and what it prints then."""
 
 import os
 import sys
@@ -6,23 +6,25 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """A mistake in a recipe, its data, a checkpoint or an output folder; commands tell it and exit with code 2.
+    """A mistake in a recipe, its data, a checkpoint or an output folder. Commands print it and exit with code 2.
 
     Args:
-        problems: one `(key, message)` for each mistake. `key` is dotted (`optimizer.lr`), or the argument, file or
-            folder that is wrong; `message` says what was expected and what was there, on one line.
+        problems: one `(key, message)` per mistake. The key is dotted (`optimizer.lr`), or names the argument, file or
+            folder at fault; the message says on one line what was expected and what was found.
+        shared: whether every process raises this error, rather than this one alone.
     """
 
-    def __init__(self, *problems: tuple[str, str]):
-        self.problems = list(problems)
+    def __init__(self, *problems: tuple[str, str], shared: bool = False):
+        self.problems, self.shared = list(problems), shared
         super().__init__("\n".join(f"{key}: {' '.join(message.split())}" for key, message in self.problems))
 
 
 class Stopped(Exception):
-    """A run that ends before its last step, through no mistake of its user's; commands tell it and exit with its code.
+    """A run that ended before its last step without a mistake of the user's. Commands print it and exit with its code.
 
     Args:
-        code: 143 when a signal asked for it, 1 when training diverged. message: what happened, on one line.
+        code: 143 after a signal, 1 when training diverged.
+        message: what happened, on one line.
     """
 
     def __init__(self, code: int, message: str):
@@ -31,16 +33,23 @@ class Stopped(Exception):
 
 
 def exit_code(command: Callable[[], object]) -> int:
-    """Runs a command; its `UserError` or `Stopped` is told on stderr by the main process, one line a mistake.
+    """Runs a command and prints its `UserError` or `Stopped` on stderr, one line per mistake.
+
+    Of several processes the first on each machine prints; a mistake that may be its own only gets its rank.
 
     Returns:
-        The process's exit code: 0, 2 for a mistake, or the code that it stopped with.
+        The process's exit code: 0, 2 for a mistake, or that of `Stopped`.
     """
+    rank = os.environ.get("RANK", "0")
     try:
         command()
-    except (UserError, Stopped) as error:
-        prefix = "error" if isinstance(error, UserError) or error.code == 1 else "stopped"
-        if os.environ.get("RANK", "0") == "0":
-            print("".join(f"{prefix}: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else error.code
+    except UserError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            where = "" if error.shared or rank == "0" else f"rank {rank}: "
+            print("".join(f"error: {where}{line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)
+        return 2
+    except Stopped as stop:
+        if rank == "0":
+            print(f"{'error' if stop.code == 1 else 'stopped'}: {stop}", file=sys.stderr)
+        return stop.code
     return 0

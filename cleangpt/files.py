@@ -1,20 +1,20 @@
-"""Files and folders that are there whole or not at all, whenever the process or the machine stops.
+"""Files and folders that exist whole or not at all, whenever the process or the machine stops.
 
 .name.writing   filled, every file flushed to disk, a manifest of sizes and SHA-256 last
-name            renamed to when it is whole; what stood there before is `.name.old` for that moment
+name            its name once it is whole; the previous version is `.name.old` for that moment
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 
 def write_file(path: Path, text: str) -> None:
-    """Replaces a file by `text`."""
+    """Replaces a file's content with `text`."""
     temporary = path.with_name(f".{path.name}.writing")
     remove(temporary)
     temporary.write_text(text, encoding="utf-8")
@@ -23,7 +23,7 @@ def write_file(path: Path, text: str) -> None:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Replaces `folder` by what `fill` writes, with a manifest."""
+    """Replaces `folder` with what `fill` writes, and a manifest."""
     temporary, old = folder.with_name(f".{folder.name}.writing"), folder.with_name(f".{folder.name}.old")
     for leftover in (temporary, old):
         remove(leftover)
@@ -32,7 +32,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         fill(temporary)
         _seal(temporary)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)  # on a full disk, makes room for what is good
+        shutil.rmtree(temporary, ignore_errors=True)  # makes room on a full disk
         raise
     if folder.exists():
         os.rename(folder, old)
@@ -42,7 +42,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 def _seal(folder: Path) -> None:
-    """Writes the manifest of a folder and flushes everything in it to disk."""
+    """Writes the manifest of a folder and flushes everything to disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {str(file.relative_to(folder)): _digest_of(file) for file in files}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
@@ -51,7 +51,7 @@ def _seal(folder: Path) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether the files of a folder are those of its manifest, byte for byte, and no links to elsewhere."""
+    """Whether a folder holds the files of its manifest, byte for byte, and no links."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
@@ -64,7 +64,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Deletes a file or a folder, where there is one; of a link never what it points to."""
+    """Deletes a file or folder if it exists; of a link, never the target."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -72,7 +72,7 @@ def remove(path: Path) -> None:
 
 
 def remove_at_once(folder: Path) -> None:
-    """Deletes a folder so that a half-deleted one never bears its name."""
+    """Deletes a folder; a half-deleted one never keeps its name."""
     old = folder.with_name(f".{folder.name}.old")
     remove(old)
     if folder.exists():
@@ -81,9 +81,9 @@ def remove_at_once(folder: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Deletes what a process that was killed left half-written or half-deleted in `folder`.
+    """Deletes what a killed process left half-written or half-deleted in `folder`.
 
-    Where it was killed between taking the old version away and putting the new one there, the old one comes back.
+    If it was killed between the two renames that replace a version, the old one is restored.
     """
     for path in folder.glob(".*"):
         whole = path.with_name(path.stem.removeprefix("."))
@@ -94,7 +94,7 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Waits until a file, or a folder's list of files, is on the disk."""
+    """Waits until a file, or a folder's list of files, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -102,11 +102,11 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def digest(stream: BinaryIO) -> dict:
-    """Size and SHA-256 of what a stream holds: an entry of a manifest."""
+def digest(stream: io.BufferedReader | io.BytesIO) -> dict[str, str | int]:
+    """Size and SHA-256 of a stream: an entry of a manifest."""
     return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "size": stream.seek(0, os.SEEK_END)}
 
 
-def _digest_of(file: Path) -> dict:
+def _digest_of(file: Path) -> dict[str, str | int]:
     with open(file, "rb") as stream:
         return digest(stream)

@@ -1,4 +1,4 @@
-"""What lm-eval asks a model: the problems, or the text, that a recipe holds out.
+"""lm-eval tasks on the held-out problems or text of a recipe.
 
     lm_eval run --model hf --model_args pretrained=outputs/adder/final --trust_remote_code \\
         --include_path lm_eval_tasks --tasks cleangpt_addition --batch_size 1000 --device cpu
@@ -7,107 +7,115 @@
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
+from transformers import PreTrainedTokenizerBase
 
+from cleangpt import UserError
+from cleangpt.data.arithmetic import ArithmeticSplit
 from cleangpt.data.packing import TextSplit
-from cleangpt.data.prepare import prepare_data
 from cleangpt.data.splits import IGNORED
-from cleangpt.evaluation import MOST_PROBLEMS
-from cleangpt.recipe_reading import load_recipe
+from cleangpt.evaluation.evaluate import MAX_GRADED
+from cleangpt.recipe.reading import load_recipe
+from cleangpt.training.setup import load_data
 
 
 class Arithmetic(ConfigurableTask):
-    """Answers get as many tokens as the longest right one has, so that short models have room for the question."""
+    """Answers as long as the longest right one, so that a short model has room for the question."""
 
-    def __init__(self, config: dict):
+    def __init__(self, config: dict[str, Any]):
         super().__init__(config=_without_class(config))
 
-    def construct_requests(self, doc: dict, ctx: str, **kwargs):
+    def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> Instance:
         request = super().construct_requests(doc, ctx, **kwargs)
         request.arguments[1]["max_gen_toks"] = doc["answer_width"]
         return request
 
 
 class Perplexity(ConfigurableTask):
-    """The windows of our own evaluation: one token to start from, then up to `block_size` targets."""
+    """The windows of our own evaluation: a first token as context, then up to `block_size` targets."""
 
-    def __init__(self, config: dict):
+    def __init__(self, config: dict[str, Any]):
         super().__init__(config=_without_class(config))
 
-    def construct_requests(self, doc: dict, ctx: str, **kwargs):
+    def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> Instance:
         request = super().construct_requests(doc, ctx, **kwargs)
-        request.arguments = (_Kept(doc["first"]), doc["rest"])
+        request.arguments = (_Unstripped(doc["first"]), doc["rest"])
         return request
 
 
-class _Kept(str):
-    """lm-eval would take white space off the end of the context and have it predicted; here it stays."""
+class _Unstripped(str):
+    """A context that keeps the white space at its end, which lm-eval would strip and have predicted."""
 
-    def rstrip(self, *_):
+    def rstrip(self, *_: Any) -> str:
         return self
 
 
-def _without_class(config: dict) -> dict:
+def _without_class(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != "class"}
 
 
-def addition(recipe: str = "recipes/adder.yaml", **options) -> dict[str, Dataset]:
+def addition(recipe: str = "recipes/adder.yaml", **options: Any) -> dict[str, Dataset]:
     """Problems of a recipe: `question`, `answer`, `answer_width`."""
     return _arithmetic(recipe, **options)
 
 
-def multiplication(recipe: str = "recipes/multiplier.yaml", **options) -> dict[str, Dataset]:
+def multiplication(recipe: str = "recipes/multiplier.yaml", **options: Any) -> dict[str, Dataset]:
     """Problems of a recipe: `question`, `answer`, `answer_width`."""
     return _arithmetic(recipe, **options)
 
 
-def _arithmetic(recipe: str, overrides: tuple = (), split: str = "test", **_) -> dict[str, Dataset]:
-    problems = prepare_data(load_recipe(recipe, list(overrides))).splits[split]
-    indices = np.arange(min(len(problems), MOST_PROBLEMS))
+def _arithmetic(recipe: str, overrides: Sequence[str] = (), split: str = "test", **_: object) -> dict[str, Dataset]:
+    problems = load_data(load_recipe(recipe, list(overrides)))[1].splits[split]
+    if not isinstance(problems, ArithmeticSplit):
+        raise UserError(("recipe", f"expected an arithmetic recipe, got {recipe}"))
+    indices = np.arange(min(len(problems), MAX_GRADED))
     questions, answers = zip(*problems.texts(indices), strict=True)
     widths = [problems.answer_width] * len(questions)
     return {"test": Dataset.from_dict({"question": questions, "answer": answers, "answer_width": widths})}
 
 
 def text(
-    recipe: str = "recipes/shakespeare_cpu.yaml", overrides: tuple = (), split: str = "validation", **_
+    recipe: str = "recipes/shakespeare_cpu.yaml", overrides: Sequence[str] = (), split: str = "validation", **_: object
 ) -> dict[str, Dataset]:
-    """Windows of a recipe's text: `first` and `rest`, and how many `targets` and `bytes` the rest stands for."""
-    recipe = load_recipe(recipe, list(overrides))
-    data = prepare_data(recipe)
-    windows = TextSplit(data.folder, split, recipe.data.block_size, "blocks")
+    """Windows of a recipe's text: `first` and `rest`, and the number of `targets` and `bytes` in the rest."""
+    data = load_data(load_recipe(recipe, list(overrides)))[1]
+    if data.folder is None:
+        raise UserError(("recipe", f"expected a recipe on text, got {recipe}"))
+    windows = TextSplit(data.folder, split, data.splits[split].sequence_length, "blocks")
     return {"test": Dataset.from_list(list(_windows(windows, data.tokenizer)))}
 
 
-def _windows(split: TextSplit, tokenizer) -> Iterator[dict]:
-    """lm-eval takes text and tokenizes it again; says how often that gives other tokens than training saw."""
+def _windows(split: TextSplit, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, Any]]:
+    """Windows as text, with a warning about those that lm-eval tokenizes to other tokens than training saw."""
     changed = 0
     for index in range(len(split)):
         row = split[np.array([index])]
         targets = row["targets"][0][row["targets"][0] != IGNORED]
         ids = [int(row["input_ids"][0, 0]), *targets.tolist()]
-        first, rest = tokenizer.decode(ids[:1]), tokenizer.decode(ids[1:])
+        first, rest = tokenizer.batch_decode([ids[:1], ids[1:]])
         changed += tokenizer(first + rest, add_special_tokens=False)["input_ids"] != ids
         num_bytes = split.num_bytes * len(targets) / split.num_targets
         yield {"first": first, "rest": rest, "targets": len(targets), "bytes": num_bytes}
     if changed:
         logging.getLogger("lm_eval").warning(
-            f"{changed} of {len(split)} windows are tokenized otherwise at their edges: figures differ by their share"
+            f"{changed} of {len(split)} windows are tokenized otherwise at their edges, so the figures differ slightly"
         )
 
 
-def nats(doc: dict, results: list) -> dict[str, tuple[float, float]]:
-    """Log-likelihood of a window, beside what to divide it by."""
+def nats(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, tuple[float, float]]:
+    """Log-likelihood of a window, and what to divide it by."""
     ((log_likelihood, _),) = results
     per_token = (log_likelihood, doc["targets"])
     return {"loss": per_token, "perplexity": per_token, "bits_per_byte": (log_likelihood, doc["bytes"])}
 
 
 def mean_nats(items: list[tuple[float, float]]) -> float:
-    """Nats a target."""
+    """Nats per target."""
     log_likelihoods, targets = zip(*items, strict=True)
     return -sum(log_likelihoods) / sum(targets)

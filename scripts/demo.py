@@ -23,10 +23,10 @@ from transformers import TextIteratorStreamer
 
 import cleangpt
 from cleangpt.data.arithmetic import OPERATORS, read_answer
+from cleangpt.data.tokenization import has_unknown, load_tokenizer
 from cleangpt.errors import exit_code
 from cleangpt.models.build import load_model
-from cleangpt.recipe import ARITHMETIC, Data
-from cleangpt.tokenization import load_tokenizer, unknown_test
+from cleangpt.recipe.keys import ARITHMETIC, Data
 
 
 def main() -> None:
@@ -100,7 +100,7 @@ def continue_text(model, tokenizer, prompt: str, length: int, temperature: float
     room = model.config.max_position_embeddings - ids["input_ids"].shape[1]
     if not ids["input_ids"].numel():
         raise gradio.Error("Type a prompt first.", print_exception=False)
-    if unknown_test(tokenizer)(ids["input_ids"].numpy()):
+    if has_unknown(tokenizer, ids["input_ids"].numpy()):
         raise gradio.Error("The prompt has characters that the model has never seen.", print_exception=False)
     if room < 1:
         raise gradio.Error(

@@ -10,24 +10,29 @@ import json
 import sys
 from pathlib import Path
 
-import cleangpt
+from transformers import PreTrainedModel
+
+from cleangpt import UserError
+from cleangpt.data.arithmetic import ArithmeticSplit
 from cleangpt.data.packing import TextSplit
-from cleangpt.data.prepare import PreparedData, prepare_data
+from cleangpt.data.prepare import PreparedData
+from cleangpt.data.splits import Split
+from cleangpt.data.tokenization import load_tokenizer
 from cleangpt.errors import exit_code
-from cleangpt.evaluation import MOST_PROBLEMS, evaluate
-from cleangpt.grading import Grades, grade, table, write_report
-from cleangpt.launch import start_accelerator
+from cleangpt.evaluation.evaluate import MAX_GRADED, evaluate
+from cleangpt.evaluation.grading import Grades, format_table, grade, write_report
 from cleangpt.models.build import load_model
-from cleangpt.recipe import ARITHMETIC, Recipe
-from cleangpt.recipe_reading import load_recipe
-from cleangpt.tokenization import load_tokenizer
+from cleangpt.recipe.keys import ARITHMETIC
+from cleangpt.recipe.reading import load_recipe
+from cleangpt.training.launch import join_processes, start_accelerator
+from cleangpt.training.setup import load_data
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("model", help="a saved folder, or a Hub id")
-    parser.add_argument("--recipe", required=True, help="whose data to measure on, --section.key=value changes it")
-    parser.add_argument("--split", help="train, validation or test [test where there is one, else validation]")
+    parser.add_argument("--recipe", required=True, help="whose data to measure on; --section.key=value changes it")
+    parser.add_argument("--split", help="train, validation or test [test if there is one, else validation]")
     parser.add_argument("--limit", type=int, help="rows to measure, from the start [all, 200,000 problems at most]")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--report", type=Path, help="arithmetic: folder for heat maps and for the wrong answers")
@@ -36,34 +41,35 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Measures, and prints the figures on the main process."""
     recipe = load_recipe(arguments.recipe, overrides)
-    arithmetic = recipe.data.path in ARITHMETIC
-    if arguments.report and not arithmetic:
-        raise cleangpt.UserError(("--report", f"expected an arithmetic recipe, got data.path {recipe.data.path}"))
+    if arguments.report and recipe.data.path not in ARITHMETIC:
+        raise UserError(("--report", f"expected an arithmetic recipe, got data.path {recipe.data.path}"))
     if arguments.report and arguments.report.is_file():
-        raise cleangpt.UserError(("--report", f"expected a folder, got the file {arguments.report}"))
-    data = prepare_data(recipe)
-    name, split, limit = choose_split(arguments, recipe, data)
+        raise UserError(("--report", f"expected a folder, got the file {arguments.report}"))
+    recipe, data = load_data(recipe)
+    name, split, limit = choose_split(arguments, data)
     model = load_model(arguments.model, recipe.model.get("attn_implementation"))
     check_tokenizer(arguments, model, data)
-    check_positions(model, split, "data.num_digits" if arithmetic else "data.block_size")
-    accelerator = start_accelerator([], recipe.folder, "no", model.config.hidden_size)
+    check_positions(model, split)
+    join_processes()
+    accelerator = start_accelerator((), recipe.folder, "no")
     model = model.to(accelerator.device).eval()
 
     batch_size, grades = recipe.evaluation.batch_size, None
-    if arithmetic:
+    if isinstance(split, ArithmeticSplit):
         figures, grades = grade(accelerator, model, data.tokenizer, split, batch_size, limit)
     else:
         figures = evaluate(accelerator, model, split, batch_size, num_rows=limit)
     if accelerator.is_main_process:
-        if arguments.report:
+        if grades is not None and arguments.report:
             write_report(grades, arguments.report)
-        what = f"{limit:,} of {len(split):,} {'problems' if arithmetic else 'sequences'}"
-        show(arguments, figures, f"{name} split of {arguments.recipe}, {what}", grades)
+        rows = f"{limit:,} of {len(split):,} {'sequences' if grades is None else 'problems'}"
+        show(arguments, figures, f"{name} split of {arguments.recipe}, {rows}", grades)
 
 
 def show(arguments: argparse.Namespace, figures: dict[str, float], data: str, grades: Grades | None) -> None:
-    """Prints the figures under their names in files, `eval/loss` say."""
+    """Prints the figures under their names in `metrics.jsonl`, `eval/loss` and so on."""
     figures = {f"eval/{name}": value for name, value in figures.items()}
     if arguments.json:
         print(json.dumps(figures))
@@ -71,44 +77,46 @@ def show(arguments: argparse.Namespace, figures: dict[str, float], data: str, gr
     print(f"{arguments.model} on the {data}\n")
     print("\n".join(f"{name:20} {value:.4f}" for name, value in figures.items()))
     if grades is not None:
-        print(f"\n{table(grades)}")
+        print(f"\n{format_table(grades)}")
     if arguments.report:
         print(f"\naccuracy.png and wrong_answers.csv are in {arguments.report}")
 
 
-def choose_split(arguments: argparse.Namespace, recipe: Recipe, data: PreparedData) -> tuple[str, object, int]:
-    """A split's name, the split, cut end to end however training cuts it, and how many rows to measure."""
+def choose_split(arguments: argparse.Namespace, data: PreparedData) -> tuple[str, Split, int]:
+    """A split's name, the split (text cut end to end, even for training) and the number of rows to measure."""
     name = arguments.split or ("test" if "test" in data.splits else "validation")
     if name not in data.splits:
-        raise cleangpt.UserError(("--split", f"expected one of {', '.join(data.splits)}, got {name!r}"))
-    split = data.splits[name]
+        raise UserError(("--split", f"expected one of {', '.join(data.splits)}, got {name!r}"))
+    split, most = data.splits[name], MAX_GRADED
     if data.folder is not None:
-        split = TextSplit(data.folder, name, recipe.data.block_size, "blocks")
-    most = len(split) if data.folder is not None else min(len(split), MOST_PROBLEMS)
-    limit = most if arguments.limit is None else arguments.limit
+        split = TextSplit(data.folder, name, split.sequence_length, "blocks")
+        most = len(split)
+    limit = min(len(split), most) if arguments.limit is None else arguments.limit
     if not 1 <= limit <= len(split):
-        raise cleangpt.UserError(("--limit", f"expected 1 to {len(split):,}, got {limit}"))
+        raise UserError(("--limit", f"expected 1 to {len(split):,}, got {limit}"))
     return name, split, limit
 
 
-def check_tokenizer(arguments: argparse.Namespace, model, data: PreparedData) -> None:
-    """Refuses a model that reads other ids; one without a tokenizer, as from nanoGPT, must know all ids of the data."""
-    if (Path(arguments.model) / "config.json").exists() and not (Path(arguments.model) / "tokenizer.json").exists():
-        known = data.folder is None  # arithmetic, which uses every id of its tokenizer
-        largest = len(data.tokenizer) - 1 if known else max(int(split.tokens.max()) for split in data.splits.values())
+def check_tokenizer(arguments: argparse.Namespace, model: PreTrainedModel, data: PreparedData) -> None:
+    """Refuses a model with another tokenizer, or with none (as from nanoGPT) and fewer ids than the data has."""
+    folder = Path(arguments.model)
+    if (folder / "config.json").exists() and not (folder / "tokenizer.json").exists():
+        texts = [split for split in data.splits.values() if isinstance(split, TextSplit)]
+        largest = max((int(split.tokens.max()) for split in texts), default=len(data.tokenizer) - 1)
         if largest >= model.config.vocab_size:
             message = f"expected ids to {model.config.vocab_size - 1}, the recipe's data has {largest}"
-            raise cleangpt.UserError(("model", message))
+            raise UserError(("model", message))
     elif load_tokenizer(arguments.model, "model").get_vocab() != data.tokenizer.get_vocab():
-        raise cleangpt.UserError(("model", f"the tokenizer of {arguments.model} is not the one of {arguments.recipe}"))
+        raise UserError(("model", f"the tokenizer of {arguments.model} is not the one of {arguments.recipe}"))
 
 
-def check_positions(model, split, key: str) -> None:
-    """Refuses sequences beyond a model's learned positions; rotary ones go on, whatever comes of it."""
+def check_positions(model: PreTrainedModel, split: Split) -> None:
+    """Refuses sequences beyond a model's learned positions; rotary ones extend to any length, for better or worse."""
     positions = model.config.max_position_embeddings
     if split.sequence_length > positions and getattr(model.config, "rope_parameters", None) is None:
+        key = "data.num_digits" if isinstance(split, ArithmeticSplit) else "data.block_size"
         message = f"expected sequences of at most the model's {positions} positions, these have {split.sequence_length}"
-        raise cleangpt.UserError((key, message))
+        raise UserError((key, message))
 
 
 if __name__ == "__main__":

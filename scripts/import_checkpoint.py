@@ -1,4 +1,4 @@
-"""Reads a GPT-2, Llama or Qwen3 folder or Hub id, or nanoGPT's ckpt.pt, as a NanoGPT or NanoLlama.
+"""Turns a GPT-2, Llama or Qwen3 folder or Hub id, or nanoGPT's ckpt.pt, into a NanoGPT or NanoLlama.
 
 python scripts/import_checkpoint.py openai-community/gpt2 imported/gpt2
 python scripts/import_checkpoint.py nanoGPT/out/ckpt.pt imported/mine --tokenizer outputs/shakespeare/final
@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("source", help="a saved folder, a Hub id, or nanoGPT's ckpt.pt")
     parser.add_argument("out", type=Path, help="the folder to write, new or empty")
-    parser.add_argument("--tokenizer", help="the tokenizer to put beside it [the source's own, where it has one]")
+    parser.add_argument("--tokenizer", help="the tokenizer to save with it [the source's own, if it has one]")
     arguments = parser.parse_args()
     print(import_folder(arguments.source, arguments.out, arguments.tokenizer))
     print(f"written: {arguments.out}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from cleangpt import UserError
 from cleangpt.errors import exit_code
 from cleangpt.plan import Memory, Plan, draw_schedules, make_plan, measure_time
-from cleangpt.recipe_reading import load_recipe
+from cleangpt.recipe.reading import load_recipe
 
 
 def main() -> None:

@@ -17,10 +17,11 @@ import matplotlib
 import numpy as np
 
 from cleangpt.data.packing import document_lengths, summarize
-from cleangpt.data.prepare import PreparedData, prepare_data
+from cleangpt.data.prepare import PreparedData
 from cleangpt.errors import UserError, exit_code
-from cleangpt.hub import push_folder
-from cleangpt.recipe_reading import load_recipe
+from cleangpt.recipe.reading import load_recipe
+from cleangpt.reporting.hub import push_folder
+from cleangpt.training.setup import load_data
 
 QUANTILES = {"min": 0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "max": 1}
 
@@ -32,7 +33,7 @@ def main() -> None:
     arguments, overrides = parser.parse_known_args()
     started = time.perf_counter()
     recipe = load_recipe(arguments.recipe, overrides)
-    data = prepare_data(recipe)
+    recipe, data = load_data(recipe)
     report(data, time.perf_counter() - started)
     if arguments.push:
         push(data, arguments.push, recipe.hub.private)

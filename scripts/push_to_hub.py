@@ -15,10 +15,10 @@ import yaml
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from cleangpt import UserError
-from cleangpt.checkpoint import newest_checkpoint
 from cleangpt.errors import exit_code
-from cleangpt.hub import RUN_FILES, push_folder
 from cleangpt.models.convert import export_folder
+from cleangpt.reporting.hub import RUN_FILES, push_folder
+from cleangpt.training.checkpoint import newest_checkpoint
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from cleangpt import UserError
-from cleangpt.data.prepare import prepare_data
 from cleangpt.errors import exit_code
-from cleangpt.recipe_reading import load_recipe
+from cleangpt.recipe.reading import load_recipe
+from cleangpt.training.setup import load_data
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     arguments, overrides = parser.parse_known_args()
     if arguments.out.is_file():
         raise UserError((str(arguments.out), "expected a folder, or a new one's name, got a file"))
-    tokenizer = prepare_data(load_recipe(arguments.recipe, overrides)).tokenizer
+    tokenizer = load_data(load_recipe(arguments.recipe, overrides))[1].tokenizer
     try:
         tokenizer.save_pretrained(arguments.out)
     except OSError as error:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["cleangpt.training", "cleangpt.recipe_reading", "faults"])
+CONTEXT.set_forkserver_preload(["cleangpt.training.loop", "cleangpt.recipe.reading", "faults"])
 
 TIMES = ("elapsed_s", "tokens_per_second", "mfu")
 
@@ -63,14 +63,14 @@ def run_and_fail_at(recipe: str, overrides: list[str], point: int | None, counte
 
         setattr(owner, name, outer)
 
-    import cleangpt.checkpoint
     import cleangpt.files
+    import cleangpt.training.checkpoint
 
     for owner, names in (
         (cleangpt.files.os, ("fsync", "rename", "replace")),
         (cleangpt.files.shutil, ("rmtree",)),
         (cleangpt.files.Path, ("write_text", "unlink", "mkdir")),
-        (cleangpt.checkpoint, ("save_file",)),
+        (cleangpt.training.checkpoint, ("save_file",)),
     ):
         for name in names:
             around(owner, name)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from cleangpt.data.arithmetic import ArithmeticSplit, _Group, read_answer
 from cleangpt.data.splits import IGNORED
-from cleangpt.recipe import Data
-from cleangpt.tokenization import arithmetic_tokenizer
+from cleangpt.data.tokenization import arithmetic_tokenizer
+from cleangpt.recipe.keys import Data
 
 TOKENIZER = arithmetic_tokenizer()
 

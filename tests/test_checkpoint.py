@@ -7,9 +7,9 @@ import pytest
 from conftest import read_metrics
 
 from cleangpt import UserError, load_recipe, train
-from cleangpt.checkpoint import Progress, list_checkpoints, newest_checkpoint
 from cleangpt.files import is_whole, write_folder
-from cleangpt.recipe import EarlyStopping
+from cleangpt.recipe.keys import EarlyStopping
+from cleangpt.training.checkpoint import Progress, list_checkpoints, newest_checkpoint
 
 
 def test_a_folder_appears_only_when_it_is_whole(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT, needs, run_python
 
 from cleangpt import UserError, load_recipe, train
+from cleangpt.data.tokenization import load_tokenizer
 from cleangpt.models.build import load_model
-from cleangpt.tokenization import load_tokenizer
 
 DEMO = runpy.run_path(str(ROOT / "scripts" / "demo.py"))
 

@@ -21,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from cleangpt import NanoGPTConfig, NanoGPTForCausalLM, NanoLlamaConfig, NanoLlamaForCausalLM, load_recipe, train
 from cleangpt.data.loader import Batch, Loader
 from cleangpt.data.splits import IGNORED
-from cleangpt.monitoring import copy_weights, update_ratio, weight_norms
-from cleangpt.step import accumulate
+from cleangpt.models.statistics import copy_weights, update_ratio, weight_norms
+from cleangpt.training.step import accumulate
 
 BIN = Path(sys.executable).parent
 OPTIONS = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

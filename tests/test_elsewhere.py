@@ -7,7 +7,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 from cleangpt import NanoGPTConfig, NanoGPTForCausalLM, NanoLlamaConfig, NanoLlamaForCausalLM
-from cleangpt.tokenization import bpe_tokenizer
+from cleangpt.data.tokenization import bpe_tokenizer
 
 TEXTS = ["The quick brown fox jumps over the lazy dog."] * 32
 TOKENIZER = bpe_tokenizer(TEXTS, 280)

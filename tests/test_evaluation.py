@@ -1,4 +1,4 @@
-"""Evaluation: the loss of a hand-written sum, the same for any batch size; accuracy is what generation gives."""
+"""Evaluation: the loss is a sum written by hand, for any batch size; accuracy is what generation achieves."""
 
 import math
 
@@ -9,8 +9,9 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 
 from cleangpt import NanoGPTConfig, NanoGPTForCausalLM, load_recipe, train
-from cleangpt.data.prepare import prepare_data
-from cleangpt.evaluation import continue_texts, evaluate, solve
+from cleangpt.data.prepare import PreparedData
+from cleangpt.evaluation.evaluate import continue_texts, evaluate, solve
+from cleangpt.training.setup import load_data
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def accelerator():
     return Accelerator(cpu=True)
 
 
-def model_for(data, **options) -> NanoGPTForCausalLM:
+def model_for(data: PreparedData, **options) -> NanoGPTForCausalLM:
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32}
     config = NanoGPTConfig(vocab_size=len(data.tokenizer), initializer_range=0.3, pad_token_id=0, **shape, **options)
@@ -26,7 +27,7 @@ def model_for(data, **options) -> NanoGPTForCausalLM:
 
 
 def test_loss_is_the_mean_over_all_targets(tiny_text, accelerator):
-    data = prepare_data(load_recipe(tiny_text))
+    _, data = load_data(load_recipe(tiny_text))
     model, split = model_for(data), data.splits["validation"]
     tokens = torch.from_numpy(split.tokens.astype(np.int64))
     total = 0.0
@@ -41,14 +42,14 @@ def test_loss_is_the_mean_over_all_targets(tiny_text, accelerator):
 
 
 def test_the_batch_size_changes_nothing(tiny_text, accelerator):
-    data = prepare_data(load_recipe(tiny_text))
+    _, data = load_data(load_recipe(tiny_text))
     model = model_for(data)
     losses = [evaluate(accelerator, model, data.splits["validation"], size)["loss"] for size in (1, 2, 7, 1000)]
     assert max(losses) - min(losses) < 1e-6
 
 
 def test_a_part_of_a_split_is_its_beginning(tiny_text, accelerator):
-    data = prepare_data(load_recipe(tiny_text))
+    _, data = load_data(load_recipe(tiny_text))
     model, split = model_for(data), data.splits["validation"]
     part = evaluate(accelerator, model, split, 2, max_batches=2)
     assert part == pytest.approx(evaluate(accelerator, model, split, 4, num_rows=4), rel=1e-6)
@@ -60,7 +61,7 @@ def test_accuracy_is_the_fraction_of_problems_that_generation_solves(tiny_adder,
     options = ["--training.max_steps=150", "--optimizer.lr=0.01", f"--data.zero_pad={zero_pad}"]
     final = train(recipe := load_recipe(tiny_adder, options))
     model = NanoGPTForCausalLM.from_pretrained(final).eval()
-    data = prepare_data(recipe)
+    _, data = load_data(recipe)
     split = data.splits["train"]
     solved = [answer == right for _, answer, right in solve(model, data.tokenizer, split, np.arange(len(split)))]
     accuracy = evaluate(accelerator, model, split, 16)["accuracy"]
@@ -69,7 +70,7 @@ def test_accuracy_is_the_fraction_of_problems_that_generation_solves(tiny_adder,
 
 
 def test_batched_answers_are_those_of_one_problem_at_a_time(tiny_adder):
-    data = prepare_data(load_recipe(tiny_adder, ["--data.num_digits=2", "--data.zero_pad=false"]))
+    _, data = load_data(load_recipe(tiny_adder, ["--data.num_digits=2", "--data.zero_pad=false"]))
     model, split = model_for(data), data.splits["test"]
     indices = np.arange(40)
     alone = [solve(model, data.tokenizer, split, indices[i : i + 1])[0] for i in indices]
@@ -84,11 +85,11 @@ def test_batched_answers_are_those_of_one_problem_at_a_time(tiny_adder):
 
 
 def test_samples_come_from_their_own_seed_and_disturb_no_other(tiny_text):
-    data = prepare_data(load_recipe(tiny_text))
+    _, data = load_data(load_recipe(tiny_text))
     model = model_for(data)
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    one, other = (continue_texts(model, data.tokenizer, ["The"], 1, 10, do_sample=True) for _ in range(2))
+    one, other = (continue_texts(model, data.tokenizer, ["The"], 1, 10) for _ in range(2))
     assert one == other and one[0].startswith("The")
     assert torch.equal(torch.rand(1), expected)

@@ -20,10 +20,11 @@ import pytest
 from conftest import ROOT, read_metrics
 from pydantic import TypeAdapter
 
-from cleangpt import Stopped, UserError, load_recipe, step, train
-from cleangpt.checkpoint import Progress, list_checkpoints, newest_checkpoint
+from cleangpt import Stopped, UserError, load_recipe, train
 from cleangpt.files import _seal, is_whole, remove
-from cleangpt.outputs import hold_folder
+from cleangpt.training import step
+from cleangpt.training.checkpoint import Progress, list_checkpoints, newest_checkpoint
+from cleangpt.training.run_folder import hold_folder
 
 OPTIONS = [
     "--training.max_steps=12",
@@ -114,17 +115,18 @@ def slow_at(phase: str, recipe: str, overrides: list[str], reached: str) -> int:
     """`faults.run` that takes its time in one phase, once it has said that it reached it."""
     import datasets
 
-    import cleangpt.checkpoint
     import cleangpt.data.text
-    import cleangpt.training
+    import cleangpt.training.boundary
+    import cleangpt.training.checkpoint
+    import cleangpt.training.loop
 
     if phase == "data build":
         datasets.config.HF_DATASETS_CACHE = f"{reached}.cache"
     owner, name = {
         "data build": (cleangpt.data.text, "_tokenize"),
-        "step": (cleangpt.training, "accumulate"),
-        "evaluation": (cleangpt.training, "evaluate"),
-        "saving": (cleangpt.checkpoint, "save_file"),
+        "step": (cleangpt.training.loop, "accumulate"),
+        "evaluation": (cleangpt.training.boundary, "evaluate"),
+        "saving": (cleangpt.training.checkpoint, "save_file"),
     }[phase]
     inner, calls = getattr(owner, name), 0
 
@@ -168,7 +170,7 @@ def test_a_signal_is_not_taken_for_a_mistake_in_the_data(tiny_text, monkeypatch)
 
 def test_losses_that_are_not_finite_are_left_out_and_then_stop_the_run(tiny_text, monkeypatch, capsys):
     """Steps 7 to 10 give a NaN: three are skipped, the fourth ends the run with the checkpoint of step 4 as it was."""
-    monkeypatch.setattr("cleangpt.training.accumulate", spoiled(range(7, 11)))
+    monkeypatch.setattr("cleangpt.training.loop.accumulate", spoiled(range(7, 11)))
     recipe = load_recipe(tiny_text, options("diverges"))
     with pytest.raises(Stopped, match=r"diverged at step 10, samples \d+, .*: loss nan") as stop:
         train(recipe)
@@ -180,10 +182,10 @@ def test_losses_that_are_not_finite_are_left_out_and_then_stop_the_run(tiny_text
 
 def test_a_step_that_is_left_out_changes_no_weight(tiny_text, monkeypatch):
     recipe = load_recipe(tiny_text, [*options("skips"), "--training.max_steps=4"])
-    monkeypatch.setattr("cleangpt.training.accumulate", spoiled([3]))
+    monkeypatch.setattr("cleangpt.training.loop.accumulate", spoiled([3]))
     snapshots = []
-    monkeypatch.setattr("cleangpt.training.update_ratio", lambda before, model: snapshots.append(before) or 0.0)
-    monkeypatch.setattr("cleangpt.tracking.Tracker.is_due", lambda self, step: True)
+    monkeypatch.setattr("cleangpt.training.loop.update_ratio", lambda before, model: snapshots.append(before) or 0.0)
+    monkeypatch.setattr("cleangpt.reporting.tracking.Tracker.is_due", lambda self, step: True)
     train(recipe)
     moved = [
         any((one != other).any() for one, other in zip(*pair, strict=True)) for pair in itertools.pairwise(snapshots)
@@ -228,23 +230,26 @@ def run_on_a_full_disk(recipe: str, overrides: list[str], said: str) -> int:
     """`faults.run` that can write no more weights from its second checkpoint on."""
     import errno
 
-    import cleangpt.checkpoint
+    import cleangpt.training.checkpoint
 
-    inner, calls = cleangpt.checkpoint.save_file, itertools.count(1)
+    inner, calls = cleangpt.training.checkpoint.save_file, itertools.count(1)
 
     def save_file(*arguments):
         if next(calls) > 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         inner(*arguments)
 
-    cleangpt.checkpoint.save_file = save_file
+    cleangpt.training.checkpoint.save_file = save_file
     with open(said, "w") as sys.stderr:
         return faults.run(recipe, overrides)
 
 
 def test_two_runs_on_one_folder_the_second_is_told_who_has_it(tiny_text):
     recipe = load_recipe(tiny_text)
-    with hold_folder(recipe), pytest.raises(UserError, match=rf"run.name: .*trained by process {os.getpid()} on"):
+    with (
+        hold_folder(recipe.folder),
+        pytest.raises(UserError, match=rf"run.name: .*trained by process {os.getpid()} on"),
+    ):
         train(recipe)
     train(recipe)
     assert not [path.name for path in recipe.folder.parent.iterdir() if path.name.startswith(".")]

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cleangpt import load_recipe, train
-from cleangpt.data.prepare import prepare_data
-from cleangpt.evaluation import solve
-from cleangpt.grading import Grades, count_carries, count_digits, grade, table, write_report
+from cleangpt.evaluation.evaluate import solve
+from cleangpt.evaluation.grading import Grades, count_carries, count_digits, format_table, grade, write_report
 from cleangpt.models.build import load_model
+from cleangpt.training.setup import load_data
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def graded(tmp_path_factory) -> tuple[list, dict, Grades]:
     options = ["--model.hidden_size=64", "--model.num_hidden_layers=1", "--model.num_attention_heads=2"]
     options += ["--training.macro_batch=400", "--optimizer.lr=0.005", f"--run.output_dir={path.parent}"]
     recipe = load_recipe(path, options)
-    data, model = prepare_data(recipe), load_model(train(recipe)).eval()
+    (_, data), model = load_data(recipe), load_model(train(recipe)).eval()
     split = data.splits["test"]
     answers = solve(model, data.tokenizer, split, np.arange(len(split)))
     return answers, *grade(Accelerator(cpu=True), model, data.tokenizer, split, 100)
@@ -95,11 +95,11 @@ def by_hand() -> Grades:
 
 
 def test_the_table_is_the_count_by_hand():
-    lines = [line.split() for line in table(by_hand()).splitlines()]
+    lines = [line.split() for line in format_table(by_hand()).splitlines()]
     assert lines[1:4] == [["0", "4", "1", "0.7500"], ["1", "4", "0", "1.0000"], ["2", "4", "2", "0.5000"]]
     assert lines[6:9] == [["0", "1", "1", "0.0000"], ["1", "2", "0", "1.0000"], ["2", "1", "1", "0.0000"]]
     assert lines[11:13] == [["1", "2", "1", "0.5000"], ["2", "2", "1", "0.5000"]]
-    assert table(by_hand()).endswith("2 wrong answers, 1 of them no number\n  05+95=000   (right: 001)\n"
+    assert format_table(by_hand()).endswith("2 wrong answers, 1 of them no number\n  05+95=000   (right: 001)\n"
                                      "  01+01=+0   (right: 200)")  # fmt: skip
 
 

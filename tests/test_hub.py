@@ -18,11 +18,12 @@ from conftest import ROOT, run_command, run_python
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import cleangpt.hub
-from cleangpt import Stopped, UserError, load_recipe, step, train
-from cleangpt.checkpoint import is_whole
+import cleangpt.reporting.hub
+from cleangpt import Stopped, UserError, load_recipe, train
 from cleangpt.data.prepare import prepare_data
-from cleangpt.hub import Publisher, push_folder
+from cleangpt.reporting.hub import Publisher, push_folder
+from cleangpt.training import step
+from cleangpt.training.checkpoint import is_whole
 
 PUSH = ["--hub.push=true", "--hub.repo_id=me/tiny"]
 FAULTS = ["refuse", "error", "drop", "stall", "cut"]
@@ -41,7 +42,7 @@ torch.save(model(**tokenizer("The fox", return_tensors="pt")).logits, sys.argv[1
 @pytest.fixture
 def hurry(monkeypatch):
     """A Hub that says nothing is given up soon."""
-    monkeypatch.setattr(cleangpt.hub, "SILENCE_S", 0.2)
+    monkeypatch.setattr(cleangpt.reporting.hub, "SILENCE_S", 0.2)
 
 
 def same_weights(one, other) -> bool:
@@ -125,7 +126,7 @@ def test_random_faults_leave_the_run_alone(seeds, hub, hurry, tiny_text, referen
 def test_a_run_that_is_stopped_tells_what_is_not_pushed(hub, hurry, tiny_text, capsys, monkeypatch):
     hub.fault = lambda request: "refuse"
     # As if a signal came in each step.
-    monkeypatch.setattr("cleangpt.training.update", lambda *arguments: (*step.update(*arguments)[:2], True))
+    monkeypatch.setattr("cleangpt.training.loop.update", lambda *arguments: (*step.update(*arguments)[:2], True))
     recipe = load_recipe(tiny_text, [*PUSH, "--training.macro_batch=1"])
     for _ in range(2):  # what the second one makes up for is the first one's boundary, with a best model
         with pytest.raises(Stopped):
@@ -152,11 +153,38 @@ def test_the_run_goes_on_while_the_hub_is_silent(hub, tiny_text):
     assert is_on(hub, recipe.folder / "final")
 
 
-def test_a_folder_replaced_during_its_push_is_not_mixed(hub, tmp_path):
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A run's folder with a best model, every file of which says "old"."""
     run = tmp_path / "run"
     (run / "best").mkdir(parents=True)
     for name in ("recipe.yaml", "metrics.jsonl", "best/config.json", "best/model.safetensors"):
         (run / name).write_text("old")
+    return run
+
+
+QUIT = """
+import sys, time
+from pathlib import Path
+from cleangpt.reporting.hub import Publisher
+
+run = Path(sys.argv[1])
+publisher = Publisher("me/tiny", True, run, True)
+publisher.push(run / "best", "old")
+time.sleep(1)
+publisher.close(print, wait=False)
+print(time.time())
+"""
+
+
+def test_a_silent_hub_does_not_delay_the_exit(hub, run):
+    hub.fault = lambda request: "stall"
+    done = run_python("-c", QUIT, run, **hub.environment)
+    assert hub.requests and "it did not answer in time" in done.stdout, done.stderr
+    assert time.time() - float(done.stdout.split()[-1]) < hub.stall_s / 2
+
+
+def test_a_folder_replaced_during_its_push_is_not_mixed(hub, run):
     publisher = Publisher("me/tiny", True, run, True)
     hub.fault = lambda request: "stall" if "lfs" in request else None
     publisher.push(run / "best", "old")

@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import read_metrics, run_command, run_python
+from conftest import ROOT, raising, read_metrics, run_command, run_python
+
+from cleangpt.errors import UserError, exit_code
 
 BIN = Path(sys.executable).parent
 
@@ -48,6 +50,52 @@ def test_a_batch_that_the_processes_do_not_divide_is_told_once(tiny_text, tmp_pa
     assert done.returncode != 0
     assert done.stderr.count("error: training.batch_size: expected a multiple of the 2 processes, got 5") == 1
     assert not (tmp_path / "outputs").exists()
+
+
+ELSEWHERE = """
+import os, runpy, sys
+if os.environ["RANK"] == "1":
+    os.chdir(sys.argv.pop())
+else:
+    sys.argv.pop()
+sys.path.insert(0, ROOT)
+runpy.run_path(ROOT + "/train.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("sees", ["nothing", "other text"])
+def test_a_mistake_that_only_another_process_sees_is_told_with_its_rank(sees, tiny_text, text_file, tmp_path):
+    """The second process stands in a folder of its own, where the data is missing, or is another text."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "one" / "text.txt").write_text(text_file.read_text())
+    if sees == "other text":
+        (tmp_path / "two" / "text.txt").write_text("something else " * 100)
+    script = tmp_path / "elsewhere.py"
+    script.write_text(f"ROOT = {str(ROOT)!r}\n{ELSEWHERE}")
+    done = run_command(
+        *("env", "-C", tmp_path / "one", BIN / "torchrun", "--nproc_per_node=2", script, tiny_text),
+        *("--data.data_files=text.txt", tmp_path / "two"),
+    )
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    expected = {
+        "nothing": "error: rank 1: data.data_files: expected an existing file, got 'text.txt'",
+        "other text": "error: rank 1: data.fingerprint: expected the main process's data",
+    }[sees]
+    assert line.startswith(expected)
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "told"),
+    [("0", "0", "error: data: gone\n"), ("1", "1", ""), ("2", "0", "error: rank 2: data: gone\n")],
+)
+def test_the_first_process_of_each_machine_tells_a_mistake(rank, local_rank, told, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert exit_code(raising(UserError(("data", "gone")))) == 2
+    assert capsys.readouterr().err == told
 
 
 def test_one_process_exits_with_0_and_says_how_to_load(tiny_adder):

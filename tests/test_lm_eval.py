@@ -1,14 +1,14 @@
-"""lm-eval, an implementation that is not ours, finds the same figures to four decimals."""
+"""lm-eval, an independent implementation, finds the same figures to four decimals."""
 
 import pytest
 from accelerate import Accelerator
 from conftest import ROOT, needs
 
 from cleangpt import load_recipe, train
-from cleangpt.data.prepare import prepare_data
-from cleangpt.evaluation import evaluate
-from cleangpt.grading import grade
+from cleangpt.evaluation.evaluate import evaluate
+from cleangpt.evaluation.grading import grade
 from cleangpt.models.build import load_model
+from cleangpt.training.setup import load_data
 
 pytestmark = needs("lm_eval")
 
@@ -39,7 +39,7 @@ def test_accuracy(tiny_adder, path, options):
     learn = ["--training.max_steps=150", "--training.macro_batch=150", "--optimizer.lr=0.01"]
     learn += ["--training.batch_size=64", "--model.hidden_size=32", "--tracking.log_every=50"]
     final = train(load_recipe(tiny_adder, [*options, *learn]))
-    data = prepare_data(load_recipe(tiny_adder, options))
+    _, data = load_data(load_recipe(tiny_adder, options))
     ours, _ = grade(Accelerator(cpu=True), load_model(final).eval(), data.tokenizer, data.splits["test"], 100)
     theirs = run_lm_eval(final, f"cleangpt_{path}", tiny_adder, options)
     assert 0 < ours["accuracy"] < 1
@@ -52,8 +52,8 @@ def test_text(tiny_text, stories_file, kind):
     if kind == "documents":
         options += ["--data.path=json", f"--data.data_files={stories_file}"]
     final = train(load_recipe(tiny_text, [*options, "--training.max_steps=30", "--optimizer.lr=0.01"]))
-    split = prepare_data(load_recipe(tiny_text, options)).splits["validation"]
-    ours = evaluate(Accelerator(cpu=True), load_model(final), split, 10)
+    _, data = load_data(load_recipe(tiny_text, options))
+    ours = evaluate(Accelerator(cpu=True), load_model(final), data.splits["validation"], 10)
     theirs = run_lm_eval(final, "cleangpt_perplexity", tiny_text, options)
     assert set(ours) == {"loss", "perplexity", "bits_per_byte"}
     for name, value in ours.items():

@@ -1,4 +1,4 @@
-"""The loss with a large vocabulary, made a part at a time, is the plain one."""
+"""With a large vocabulary, the loss in parts is the plain loss."""
 
 import json
 import statistics
@@ -15,9 +15,9 @@ from cleangpt import (
     NanoLlamaConfig,
     NanoLlamaForCausalLM,
     load_recipe,
-    loss,
     train,
 )
+from cleangpt.models import loss
 
 SHAPE = {"vocab_size": 5000, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 SHAPE |= {"max_position_embeddings": 400}
@@ -66,7 +66,7 @@ def test_large_vocabulary_makes_no_logits(model, batch, precision):
 def test_large_vocabulary_trains_as_the_plain_loss(tiny_text, tmp_path, monkeypatch):
     losses = {}
     for least in (1, 10**9):
-        monkeypatch.setattr(loss, "LARGE", least)
+        monkeypatch.setattr(loss, "LARGE_VOCABULARY", least)
         final = train(
             load_recipe(tiny_text, ["--training.max_steps=50", "--tracking.log_every=1", f"--run.name=a{least}"])
         )

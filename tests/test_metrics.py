@@ -6,7 +6,7 @@ import evaluate
 import pytest
 from conftest import ROOT
 
-METRICS = ROOT / "cleangpt" / "metrics"
+METRICS = ROOT / "cleangpt" / "evaluation" / "metrics"
 
 
 def test_perplexity_is_the_sum_written_by_hand():

@@ -6,8 +6,8 @@ from torch import nn
 from torch.optim import Muon
 
 from cleangpt import NanoGPTConfig, NanoGPTForCausalLM, NanoLlamaConfig, NanoLlamaForCausalLM
-from cleangpt.optim import apply_updates, build_optimizers, set_hyperparameters
-from cleangpt.recipe import Optimizer
+from cleangpt.recipe.keys import Optimizer
+from cleangpt.training.optim import apply_updates, build_optimizers, set_hyperparameters
 
 TINY = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 GPT = NanoGPTForCausalLM(NanoGPTConfig(**TINY, max_position_embeddings=8, tie_word_embeddings=False))
@@ -42,7 +42,7 @@ def test_muon_takes_the_same_step_where_bf16_is_emulated(monkeypatch):
     torch.manual_seed(0)
     start, gradient, steps = torch.randn(24, 16), torch.randn(24, 16), []
     for native in (True, False):
-        monkeypatch.setattr("cleangpt.optim.has_native_bf16", lambda device, native=native: native)
+        monkeypatch.setattr("cleangpt.training.optim.has_native_bf16", lambda device, native=native: native)
         weight = nn.Parameter(start.clone())
         weight.grad = gradient.clone()
         muon = Muon([weight], lr=1.0, weight_decay=0.0)

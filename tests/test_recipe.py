@@ -8,7 +8,7 @@ from conftest import ROOT, run_python
 
 from cleangpt import UserError, load_recipe
 from cleangpt.models.build import load_config
-from cleangpt.recipe_reading import parse_recipe
+from cleangpt.recipe.reading import parse_recipe
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 

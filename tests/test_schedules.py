@@ -2,8 +2,8 @@
 
 import pytest
 
-from cleangpt.recipe import LrSchedule, Optimizer, Schedule, Schedules
-from cleangpt.schedules import at, is_flat, steps_for
+from cleangpt.recipe.keys import LrSchedule, Optimizer, Schedule, Schedules
+from cleangpt.recipe.schedules import at, is_flat, steps_for
 
 
 def lr_factors(max_steps: int = 10, **options) -> list[float]:

@@ -10,8 +10,8 @@ from conftest import ROOT, read_metrics, run_command, run_python
 from transformers import AutoTokenizer
 
 from cleangpt import load_recipe, train
+from cleangpt.data.tokenization import arithmetic_tokenizer, character_tokenizer
 from cleangpt.errors import exit_code
-from cleangpt.tokenization import arithmetic_tokenizer, character_tokenizer
 
 
 @pytest.fixture

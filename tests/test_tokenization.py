@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from cleangpt import UserError
-from cleangpt.tokenization import (
+from cleangpt.data.tokenization import (
     END,
     arithmetic_tokenizer,
     bpe_tokenizer,

@@ -11,12 +11,11 @@ from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, pipeline
 
 from cleangpt import UserError, load_recipe, train
-from cleangpt.checkpoint import list_checkpoints
+from cleangpt.data.tokenization import bpe_tokenizer
 from cleangpt.models.build import choose_attention
-from cleangpt.outputs import find_start
-from cleangpt.run import build_run
-from cleangpt.step import accumulate, step_seed
-from cleangpt.tokenization import bpe_tokenizer
+from cleangpt.training.checkpoint import list_checkpoints
+from cleangpt.training.setup import build_run, find_run, resolve
+from cleangpt.training.step import accumulate, step_seed
 
 
 def losses(folder) -> list[float]:
@@ -74,7 +73,7 @@ def test_a_run_leaves_what_it_promises(tiny_text, tmp_path):
     recipe = load_recipe(tiny_text, ["--run.name=mine"])
     assert train(recipe) == tmp_path / "outputs" / "mine" / "final"
     folder = recipe.folder
-    assert load_recipe(folder / "recipe.yaml") == recipe
+    assert load_recipe(folder / "recipe.yaml") == resolve(recipe)[0]
     assert [path.name for path in list_checkpoints(folder)] == ["step-00000006"]
     for model in (folder / "best", folder / "final", folder / "checkpoints" / "step-00000006" / "model"):
         config = AutoModelForCausalLM.from_pretrained(model).config
@@ -130,7 +129,7 @@ def test_micro_steps_leave_the_gradient_as_it_is(tiny_text, stories_file, packin
         recipe = load_recipe(
             tiny_text, [*options, f"--training.micro_batch_size={size}", f"--run.name={packing}{size}"]
         )
-        run = build_run(recipe, find_start(recipe))
+        run = build_run(*find_run(recipe))
         run.model.double()
         loss = accumulate(run.accelerator, run.model, run.loader.batch(1))
         gradients.append((torch.cat([weight.grad.flatten() for weight in run.model.parameters()]), loss))
@@ -254,7 +253,7 @@ def test_a_run_that_was_made_longer_and_stopped_is_not_finished(tiny_text, monke
         raise RuntimeError("the plug is pulled")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="pulled"):
-        patch.setattr("cleangpt.training.finish", pull_the_plug)
+        patch.setattr("cleangpt.training.loop.finish", pull_the_plug)
         train(longer)
     assert not (longer.folder / "final").exists()
     assert train(longer).is_dir()
@@ -265,7 +264,7 @@ def test_going_on_from_a_named_checkpoint_leaves_nothing_later(tiny_text):
     folder = train(load_recipe(tiny_text, options)).parent
     first, _ = list_checkpoints(folder)
     recipe = load_recipe(tiny_text, [*options, f"--training.resume={first}"])
-    run = build_run(recipe, find_start(recipe))
+    run = build_run(*find_run(recipe))
     assert run.progress.step == 3
     assert list_checkpoints(folder) == [first]
     assert not (folder / "final").exists()

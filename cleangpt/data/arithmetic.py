@@ -1,76 +1,62 @@
-"""Addition and multiplication problems, computed in the batch: no table of them is ever built.
+"""Addition and multiplication problems, computed batch by batch: there is no table of them.
 
     place 0 .. 10^(2n) - 1 ──> permutation ──> digits of a, b ──> "085+050=5310<|endoftext|>" ──> inputs and targets
     cut into splits            of all pairs                              ~~~~~~~~~~~~~~~~~~ targets: answer and end
 
-The answer's last digit comes first, in the order in which one carries:
-
-      085
-    + 050        the answer 0135 is written 5310
-    -----
-     0135
-
-Numbers are rows of digits throughout, so that they may be of any length. All arrays of digits are int64 (problems,
-digits), the most significant first.
+The answer's last digit comes first, in the order in which carries are known: 085 + 050 = 0135 is written 5310.
+In arrays, numbers of any length are rows of digits, int64 (problems, digits), the most significant first.
 """
 
-import functools
 import itertools
+import math
 
 import numpy as np
+from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
+from ..recipe.keys import Data
 from .permutation import permute_digits
 from .splits import IGNORED, cut_points
 
 FRACTIONS = {"train": 0.7, "validation": 0.15, "test": 0.15}
 OPERATORS = {"addition": "+", "multiplication": "x"}
-MOST_ROWS = 2**62  # that can be numbered; who samples 10^24 problems draws from so many of them
+MOST_ROWS = 2**62  # that int64 indices can number; of 10^24 problems only as many are drawn
 
 
 class ArithmeticSplit:
-    """A split of all ordered pairs of operands; `split[indices]` is a batch.
+    """A split (see `Split`) of all ordered pairs of operands.
 
-    The operands are all numbers of up to `num_digits` digits, each pair in one row. With `min_digits` they form a group
-    for each pair of lengths, split each for itself. Train then draws from all groups equally often, so that problems of
-    small groups stand in several rows; the other splits go around the groups until each problem has had its row.
+    Operands are all numbers of up to `num_digits` digits, one row per pair. With `min_digits` each pair of lengths is a
+    group with splits of its own. Train draws equally often from all groups, so that problems of small groups have
+    several rows; the other splits take turns among the groups until each problem has had its row.
 
     Attributes:
-        num_problems: different problems in the split.
-        sequence_length: tokens of a row.
-        num_sequences: rows of one pass.
-        targets_per_row: targets of every row; None where rows differ, without `zero_pad`.
+        num_problems: distinct problems in the split.
         answer_width: digits of the longest answer.
     """
 
-    def __init__(self, section, name: str, seed: int, tokenizer):
-        """`section` is `recipe.data`; `seed` chooses the permutation that the splits are cut from."""
-        self.section, self.seed = section, seed
-        digits, fractions = section.num_digits, section.split or FRACTIONS
+    def __init__(self, data: Data, name: str, seed: int, tokenizer: PreTrainedTokenizerFast) -> None:
+        """`seed` chooses the permutation that the splits are cut from."""
+        self.data, self.seed = data, seed
+        fractions = data.split or FRACTIONS
         if name not in fractions:
             raise UserError(("data.split", f"expected a {name} split, got {', '.join(fractions)}"))
-        if section.min_digits is None:
-            lengths = [(digits, digits)]
-        else:
-            lengths = list(itertools.product(range(section.min_digits, digits + 1), repeat=2))
-        groups = [_Group(a, b, section.min_digits is not None, fractions, name) for a, b in lengths]
+        lengths = itertools.product(range(data.min_digits or data.num_digits, data.num_digits + 1), repeat=2)
+        groups = [_Group(a, b, data.min_digits is not None, fractions, name) for a, b in lengths]
         self.groups = sorted((group for group in groups if group.size), key=lambda group: group.size)
         if not self.groups:
-            raise UserError(
-                ("data.split", f"the {name} split is empty, expected a larger fraction than in {fractions}")
-            )
+            raise UserError(("data.split", f"expected a larger fraction for the empty {name} split, got {fractions}"))
         self.num_problems = sum(group.size for group in self.groups)
-        self.evenly = name == "train"
         sizes = [min(group.size, MOST_ROWS // len(groups)) for group in self.groups]
-        rows = [sizes[-1]] * len(sizes) if self.evenly else sizes
-        self.rounds = np.array([0, *rows])  # rounds over the groups after which each of them is through
-        self.ends = np.cumsum(np.diff(self.rounds) * np.arange(len(rows), 0, -1))  # rows until then
+        rows = [sizes[-1]] * len(sizes) if name == "train" else sizes
+        self.rounds = np.array([0, *rows])  # rounds over the groups after which each is used up
+        self.ends = np.cumsum(np.append(0, np.diff(self.rounds) * np.arange(len(rows), 0, -1)))  # rows until then
 
-        self.answer_width = digits + 1 if section.path == "addition" else 2 * digits
-        self.question_width = 2 * digits + 2 * section.signs
+        self.answer_width = data.num_digits + 1 if data.path == "addition" else 2 * data.num_digits
+        self.question_width = 2 * data.num_digits + 2 * data.signs
         self.sequence_length = self.question_width + self.answer_width
         self.num_sequences = len(self)
-        self.targets_per_row = self.answer_width + 1 if section.zero_pad else None
+        self.targets_per_row = self.answer_width + 1 if data.zero_pad else None
         self.end = tokenizer.eos_token_id
         self.ids = np.zeros(128, np.int64)  # ASCII code -> token id
         for character in "0123456789+x=":
@@ -82,52 +68,47 @@ class ArithmeticSplit:
     def digits(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The digits of both operands of each problem, (n, num_digits)."""
         indices = np.asarray(indices).astype(np.int64)
-        through = np.searchsorted(self.ends, indices, side="right")  # groups that are through by then
-        left = len(self.groups) - through
-        offset = indices - np.where(through > 0, self.ends[through - 1], 0)
-        number, place = through + offset % left, self.rounds[through] + offset // left
-        a, b = (np.zeros((len(indices), self.section.num_digits), np.int64) for _ in range(2))
+        used_up = np.searchsorted(self.ends[1:], indices, side="right")  # groups, at each index
+        left, offset = len(self.groups) - used_up, indices - self.ends[used_up]
+        number, place = used_up + offset % left, self.rounds[used_up] + offset // left
+        a, b = np.zeros((2, len(indices), self.data.num_digits), np.int64)
         for group_number in np.unique(number):
             mine, group = number == group_number, self.groups[group_number]
-            one, other = group.operands(place[mine] % min(group.size, MOST_ROWS), self.seed)
-            a[mine, a.shape[1] - one.shape[1] :] = one
-            b[mine, b.shape[1] - other.shape[1] :] = other
+            drawn = group.operands(place[mine] % min(group.size, MOST_ROWS), self.seed)
+            for operand, digits in zip((a, b), drawn, strict=True):
+                operand[mine, -digits.shape[1] :] = digits
         return a, b
 
     def operands(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The two operands of each problem, (n,): int64, or Python's integers beyond 18 digits."""
-        return tuple(_number(digits) for digits in self.digits(indices))
+        """The two operands of each problem, (n,): int64, or Python integers beyond 18 digits."""
+        dtype = np.int64 if self.data.num_digits <= 18 else object
+        powers = 10 ** np.arange(self.data.num_digits)[::-1].astype(dtype)
+        a, b = self.digits(indices)
+        return a @ powers, b @ powers
 
     def _written(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Problems as ASCII codes, uint8 (n, sequence_length) with all zeros, and which of these are written."""
-        section = self.section
-        a, b = self.digits(indices)
-        answer = _add(a, b) if section.path == "addition" else _multiply(a, b)
-        operator = [np.full((len(a), 1), ord(OPERATORS[section.path]))] if section.signs else []
-        equals = [np.full((len(a), 1), ord("="))] if section.signs else []
-        order = slice(None, None, -1 if section.reverse_answer else 1)
-        codes = [ord("0") + a, *operator, ord("0") + b, *equals, (ord("0") + answer)[:, order]]
-        kept = [_significant(a), *operator, _significant(b), *equals, _significant(answer)[:, order]]
-        codes = np.concatenate(codes, axis=1).astype(np.uint8)
-        return codes, np.ones(codes.shape, bool) if section.zero_pad else np.concatenate(kept, axis=1).astype(bool)
+        """Problems with all their zeros as ASCII codes, uint8 (n, sequence_length), and which of them are written."""
+        data, (a, b) = self.data, self.digits(indices)
+        answer, order = _compute(a, b, data.path), slice(None, None, -1 if data.reverse_answer else 1)
+        operator, equals = (np.full((len(a), int(data.signs)), ord(sign)) for sign in (OPERATORS[data.path], "="))
+        codes = [a + ord("0"), operator, b + ord("0"), equals, answer[:, order] + ord("0")]
+        kept = [_significant(a), operator > 0, _significant(b), equals > 0, _significant(answer)[:, order]]
+        return np.concatenate(codes, axis=1).astype(np.uint8), np.concatenate(kept, axis=1) | data.zero_pad
 
     def texts(self, indices: np.ndarray) -> list[tuple[str, str]]:
         """Question and answer of each problem as text, `("85+50=", "531")`."""
-        cut, problems = self.question_width, []
-        for codes, kept in zip(*self._written(indices), strict=True):
-            parts = codes[:cut][kept[:cut]], codes[cut:][kept[cut:]]
-            problems.append(tuple(part.tobytes().decode() for part in parts))
-        return problems
+        cut = self.question_width
+        return [
+            (codes[:cut][kept[:cut]].tobytes().decode(), codes[cut:][kept[cut:]].tobytes().decode())
+            for codes, kept in zip(*self._written(indices), strict=True)
+        ]
 
     def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Rows for integer `indices` (n,): `input_ids` and `targets`, int64 (n, sequence_length).
-
-        Targets are the answer and the end token after it; the question and what pads a short row are -100.
-        """
+        """A batch; its targets are the answer and the end token after it, not the question or the padding."""
         codes, kept = self._written(indices)
         ids = np.full((len(codes), self.sequence_length + 1), self.end)
         ids[:, :-1] = self.ids[codes]
-        if not self.section.zero_pad:  # what is written moves to the left, the end token fills the rest
+        if not self.data.zero_pad:  # what is written moves to the left, and end tokens fill the rest
             order = np.argsort(~kept, axis=1, kind="stable")
             moved = np.take_along_axis(ids[:, :-1], order, axis=1)
             ids[:, :-1] = np.where(np.take_along_axis(kept, order, axis=1), moved, self.end)
@@ -139,70 +120,54 @@ class ArithmeticSplit:
 
 
 class _Group:
-    """The pairs of operands of two lengths, permuted, and the part of them that is in a split.
+    """All pairs of operands of two lengths, permuted, and the range of them that is in a split.
 
-    `exact` numbers have no zero in front, so that 0 to 9 are those of one digit; others have up to so many digits.
+    `exact` numbers have no leading zero (those of one digit are 0 to 9); others have up to that many digits.
     """
 
-    def __init__(self, left: int, right: int, exact: bool, fractions: dict[str, float], name: str):
+    def __init__(self, left: int, right: int, exact: bool, fractions: dict[str, float], name: str) -> None:
         self.radices = [([9] if exact and length > 1 else [10]) + [10] * (length - 1) for length in (left, right)]
-        total = functools.reduce(lambda product, radix: product * radix, self.radices[0] + self.radices[1])
-        self.start, stop = cut_points(total, fractions)[name]
+        self.start, stop = cut_points(math.prod(self.radices[0] + self.radices[1]), fractions)[name]
         self.size = stop - self.start
 
-    def operands(self, places: np.ndarray, seed: int) -> list[np.ndarray]:
-        """The digits of both operands of the problems at `places` of the split, int64 (n,)."""
-        radices, start = self.radices[0] + self.radices[1], self.start
-        rest, carry, digits = places.astype(np.uint64), np.zeros(len(places), np.uint64), []
-        for radix in reversed(radices):  # start + places, digit by digit: the sum may be longer than 64 bits
+    def operands(self, places: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """The digits of both operands of the problems at `places` (n,) of the split."""
+        left, right = self.radices
+        start, rest, carry = self.start, places.astype(np.uint64), np.zeros(len(places), np.uint64)
+        digits: list[np.ndarray] = []
+        for radix in reversed(left + right):  # start + places, digit by digit: the sum may exceed 64 bits
             start, first = divmod(start, radix)
             rest, second = np.divmod(rest, np.uint64(radix))
             carry, digit = np.divmod(np.uint64(first) + second + carry, np.uint64(radix))
             digits.insert(0, digit)
-        cut = len(self.radices[0])
-        halves = permute_digits(digits[:cut], digits[cut:], *self.radices, seed)
-        operands = [np.stack(half, axis=1).astype(np.int64) for half in halves]
-        for operand, (leading, *_) in zip(operands, self.radices, strict=True):
-            operand[:, 0] += leading == 9
-        return operands
+        a, b = permute_digits(digits[: len(left)], digits[len(left) :], left, right, seed)
+        lowest_a, lowest_b = (np.equal(radices, 9) for radices in self.radices)
+        return np.stack(a, axis=1).astype(np.int64) + lowest_a, np.stack(b, axis=1).astype(np.int64) + lowest_b
 
 
-def _add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Digits of the sums, one more than of the operands."""
-    return _carry(np.pad(a + b, ((0, 0), (1, 0))))
-
-
-def _multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Digits of the products, as many as of both operands."""
-    result = np.zeros((len(a), 2 * a.shape[1]), np.int64)
-    for place in range(a.shape[1]):
-        result[:, place + 1 : place + 1 + b.shape[1]] += a[:, place : place + 1] * b
-    return _carry(result)
-
-
-def _carry(digits: np.ndarray) -> np.ndarray:
-    """Columns of any size to digits."""
-    for place in range(digits.shape[1] - 1, 0, -1):
-        digits[:, place - 1] += digits[:, place] // 10
-        digits[:, place] %= 10
-    return digits
+def _compute(a: np.ndarray, b: np.ndarray, path: str) -> np.ndarray:
+    """Digits of the sums, one more than of the operands, or of the products, twice as many."""
+    width = a.shape[1]
+    if path == "addition":
+        columns = np.pad(a + b, ((0, 0), (1, 0)))
+    else:
+        columns = np.zeros((len(a), 2 * width), np.int64)
+        for place in range(width):
+            columns[:, place + 1 : place + 1 + width] += a[:, place : place + 1] * b
+    for place in range(columns.shape[1] - 1, 0, -1):  # carries
+        columns[:, place - 1] += columns[:, place] // 10
+        columns[:, place] %= 10
+    return columns
 
 
 def _significant(digits: np.ndarray) -> np.ndarray:
-    """Which digits are no leading zeros; of a zero its last."""
+    """Which digits are not leading zeros, bool; the last digit of a zero counts."""
     kept = np.maximum.accumulate(digits != 0, axis=1)
     kept[:, -1] = True
     return kept
 
 
-def _number(digits: np.ndarray) -> np.ndarray:
-    result = np.zeros(len(digits), np.int64 if digits.shape[1] <= 18 else object)
-    for column in digits.T:
-        result = result * 10 + column
-    return result
-
-
-def read_answer(text: str, section) -> int | None:
-    """The number that a written answer stands for; None when it is no number. `section` is `recipe.data`."""
-    digits = text[::-1] if section.reverse_answer else text
+def read_answer(text: str, data: Data) -> int | None:
+    """The number that a written answer stands for, or None if it is not a number."""
+    digits = text[::-1] if data.reverse_answer else text
     return int(digits) if digits.isascii() and digits.isdigit() else None

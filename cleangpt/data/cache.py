@@ -1,16 +1,17 @@
-"""Built data, found again exactly when what it was built from is the same, and built once.
+"""Built data, cached under a fingerprint of what it is built from.
 
-    what went in (a dictionary) ──> fingerprint ──> <datasets cache>/cleangpt/<fingerprint>/
+    ingredients (a dictionary) ──> fingerprint ──> <datasets cache>/cleangpt/<fingerprint>/
 
-A build writes into a folder beside it, which is renamed when it is whole: what a killed build leaves does not count,
-and the next one clears it away.
+A build fills a temporary folder, renamed once complete; the next build clears what a killed one left.
 """
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import xxhash
@@ -21,25 +22,22 @@ from ..errors import UserError
 
 def file_hash(path: str | Path) -> str:
     """xxHash (XXH3, 128 bits) of a file's content."""
-    digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
-def fingerprint(ingredients: dict) -> str:
-    """A name for `ingredients`, which JSON can write: the same for equal dictionaries, another for any other."""
+def fingerprint(ingredients: dict[str, Any]) -> str:
+    """xxHash (XXH3, 128 bits) of JSON-able `ingredients`; the order of their keys does not matter."""
     return xxhash.xxh3_128_hexdigest(json.dumps(ingredients, sort_keys=True, ensure_ascii=False).encode())
 
 
-def build_once(ingredients: dict, build: Callable[[Path], None]) -> Path:
-    """The folder that `build` fills from `ingredients`; it is called only when no such folder exists yet.
+def build_once(ingredients: dict[str, Any], build: Callable[[Path], None]) -> Path:
+    """The folder that `build` fills from `ingredients`, built only if it does not exist.
 
-    Any number of processes may ask at once: one builds, the others wait for it.
+    When several processes ask at the same time, one builds and the others wait.
 
     Raises:
-        UserError: when the cache folder cannot be written to.
+        UserError: if the cache folder cannot be written to.
     """
     root = Path(datasets.config.HF_DATASETS_CACHE) / "cleangpt"
     folder = root / fingerprint(ingredients)

@@ -1,12 +1,11 @@
-"""Which sample sits where in which step: a pure function of the seed and the step, so there is no state to lose.
+"""Which samples each step trains on: a pure function of seed and step, so that there is no state to save or lose.
 
-step ──> places in the endless order ──> epoch, place in it ──> permutation of the epoch ──> rows of this process
+step ──> places in an endless order ──> epoch, place in it ──> permutation of the epoch ──> rows of this process
 
-Where there is an accelerator, a thread reads the next batch into pinned memory while this one is computed with.
+With an accelerator, a thread reads the next batch into pinned memory during the current step.
 """
 
 import functools
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,52 +13,52 @@ import numpy as np
 import torch
 
 from .permutation import permute
-from .splits import IGNORED
+from .splits import IGNORED, Split
 
-PIECE = 1024  # places permuted at once: numpy takes hardly longer for them than for a dozen
+PIECE = 1024  # places permuted at once: hardly slower in numpy than a dozen
 
 
 @dataclass
 class Batch:
-    """One process's share of one step."""
+    """One process's share of a step."""
 
     micro_batches: list[dict[str, torch.Tensor]]
-    """What each forward pass gets: tensors (rows, time) on the device."""
+    """The inputs of each forward pass: tensors (rows, time) on the device."""
     num_targets: int
     """Targets of the step over all micro-steps and processes."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """The part of each step that a process loads."""
+
+    device: torch.device
+    """Where the batches go."""
+    process: int = 0
+    num_processes: int = 1
+    micro_batch_size: int | None = None
+    """Rows per micro-step; None for the whole share."""
+
+
 class Loader:
-    """Batches of a split, the same samples in every step for any number of processes and micro-steps.
+    """Batches of a split, with the same samples in a step for any number of processes and micro-steps.
 
     Args:
-        split: what `data/splits.py` describes.
-        batch_sizes: from a step (from 1) to its number of sequences over all processes.
-        max_steps: steps of the run. seed: chooses the order. process, num_processes: whose share to load.
-        micro_batch_size: rows of a micro-step; None for the whole share. device: where batches go.
+        split: the rows to draw from.
+        batch_sizes: sequences of each step over all processes, int (max_steps,).
+        seed: of the order.
+        share: what this process loads.
     """
 
-    def __init__(
-        self,
-        split,
-        batch_sizes: Callable[[int], int],
-        max_steps: int,
-        seed: int,
-        process: int,
-        num_processes: int,
-        micro_batch_size: int | None,
-        device: torch.device,
-    ):
-        self.split, self.seed, self.device = split, seed, device
-        self.process, self.num_processes, self.micro_batch_size = process, num_processes, micro_batch_size
-        sizes = np.fromiter((batch_sizes(step) for step in range(1, max_steps + 1)), np.int64, max_steps)
-        self.ends = np.concatenate([[0], np.cumsum(sizes)])  # samples drawn after each step
+    def __init__(self, split: Split, batch_sizes: np.ndarray, seed: int, share: Share) -> None:
+        self.split, self.seed, self.share = split, seed, share
+        self.ends = np.cumsum(np.append(0, batch_sizes))  # samples drawn after each step
         self.piece = functools.lru_cache(2)(self._piece)
-        self.reader = None if device.type == "cpu" else ThreadPoolExecutor(1, "loader")
+        self.reader = None if share.device.type == "cpu" else ThreadPoolExecutor(1, "loader")
         self.ahead: dict[int, Future] = {}  # the next step, being read
 
     def indices(self, step: int) -> np.ndarray:
-        """The samples of `step` (from 1) over all processes, in order: each epoch permutes the whole split anew."""
+        """The samples of `step` (from 1) over all processes, in order; each epoch permutes the whole split again."""
         first, last = int(self.ends[step - 1]), int(self.ends[step])
         length = min(PIECE, len(self.split))
         start = first - first % length
@@ -69,7 +68,7 @@ class Loader:
     def _piece(self, start: int, length: int) -> np.ndarray:
         """The samples at places start .. start + length - 1 of the endless order."""
         epochs, places = np.divmod(np.arange(start, start + length), len(self.split))
-        result = np.empty(len(places), np.uint64)
+        result = np.empty(length, np.uint64)
         for epoch in np.unique(epochs):
             result[epochs == epoch] = permute(places[epochs == epoch], len(self.split), self.seed, int(epoch))
         return result
@@ -77,44 +76,38 @@ class Loader:
     def batch(self, step: int) -> Batch:
         """This process's share of `step`, cut into micro-steps."""
         if self.reader is None:
-            micro_batches, num_targets = self._read(step)
-        else:
-            coming = self.ahead.get(step) or self.reader.submit(self._read, step)
-            self.ahead = {step + 1: self.reader.submit(self._read, step + 1)} if step + 1 < len(self.ends) else {}
-            micro_batches, num_targets = coming.result()
-        return Batch([to_device(rows, self.device) for rows in micro_batches], num_targets)
+            return self._read(step)
+        coming = self.ahead.get(step) or self.reader.submit(self._read, step)
+        self.ahead = {step + 1: self.reader.submit(self._read, step + 1)} if step + 1 < len(self.ends) else {}
+        read = coming.result()
+        return Batch([to_device(rows, self.share.device) for rows in read.micro_batches], read.num_targets)
 
-    def _read(self, step: int) -> tuple[list[dict[str, torch.Tensor]], int]:
-        """The rows of each micro-step, in pinned memory where the device copies from there, and all targets."""
+    def _read(self, step: int) -> Batch:
+        """`batch` in host memory."""
         indices = self.indices(step)
-        share = np.array_split(indices, self.num_processes)[self.process]
-        size = self.micro_batch_size or len(share)
-        rows = [self.split[share[i : i + size]] for i in range(0, len(share), size)]
+        mine = np.array_split(indices, self.share.num_processes)[self.share.process]
+        size = self.share.micro_batch_size or len(mine)
+        rows = [self.split[mine[i : i + size]] for i in range(0, len(mine), size)]
         if self.split.targets_per_row is not None:
             num_targets = len(indices) * self.split.targets_per_row
-        else:  # counted on every process rather than communicated: no waiting inside a step
-            everything = self.split[indices] if self.num_processes > 1 else None
-            num_targets = sum(int((row["targets"] != IGNORED).sum()) for row in ([everything] if everything else rows))
-        return [to_host(row, self.device) for row in rows], num_targets
+        else:  # every process counts all rows, which spares communication
+            counted = rows if self.share.num_processes == 1 else [self.split[indices]]
+            num_targets = sum(int((batch["targets"] != IGNORED).sum()) for batch in counted)
+        return Batch([to_host(batch, self.share.device) for batch in rows], num_targets)
 
     def coverage(self, step: int) -> dict[str, float]:
-        """How much of the split the first `step` steps have seen, at no cost: each epoch draws every sample once.
-
-        Returns:
-            `data/coverage`, the fraction of samples seen; `data/visits`, `data/visits_min` and `data/visits_max`, how
-            often a sample was seen on average, at least and at most.
-        """
+        """The fraction of samples seen in the first `step` steps, and how often on average, at least and at most."""
         drawn, length = int(self.ends[step]), len(self.split)
         visits = {"": drawn / length, "_min": drawn // length, "_max": -(-drawn // length)}
         return {"data/coverage": min(1.0, drawn / length)} | {f"data/visits{k}": v for k, v in visits.items()}
 
 
 def to_host(batch: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch as tensors from which `device` can copy without waiting."""
+    """A batch as tensors that `device` can copy from asynchronously: pinned for a GPU."""
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
     return {name: tensor.pin_memory() for name, tensor in tensors.items()} if device.type == "cuda" else tensors
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch on the device, copied without waiting."""
+    """Copies a batch to the device asynchronously."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

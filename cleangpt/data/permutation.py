@@ -1,12 +1,10 @@
-"""A keyed permutation of 0 .. n - 1 in constant memory, for orders and splits that need no table.
+"""A keyed permutation of 0 .. n - 1 in constant memory: orders and splits without tables.
 
-A Feistel network on the two halves of a number's digits, following Black and Rogaway, "Ciphers with Arbitrary Finite
-Domains" (CT-RSA 2002): each round adds a keyed hash of one half to the other, digit by digit, which is invertible
-whatever the hash. So the whole is a permutation of all numbers with so many digits, of any number of them and in any
-radix; a result beyond n is put through again until it falls inside ("cycle walking"), which makes it a permutation of
-0 .. n - 1.
+A Feistel network on the digits of a number (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002).
+Each round adds a keyed hash of one half to the other, digit by digit, which any hash leaves invertible: the network
+permutes all numbers with those digits. Results from n on are permuted again until they fall below n ("cycle walking").
 
-    left   | right              each round:  left <- left + hash(right, key), then the halves change places
+    left   | right              each round:  left <- left + hash(right, key), then the halves swap
     3  0  7|1  9  4
 """
 
@@ -15,11 +13,11 @@ import math
 import numpy as np
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, odd: the increment of SplitMix64
-ROUNDS = 6  # Luby and Rackoff (1988) need four for a strong pseudo-random permutation of a good hash
+ROUNDS = 6  # four make a strong pseudo-random permutation, given a good hash (Luby and Rackoff, 1988)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): every input bit reaches every output bit."""
+    """The finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): every input bit affects every output bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -28,14 +26,11 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def permute_digits(
     left: list[np.ndarray], right: list[np.ndarray], left_radices: list[int], right_radices: list[int], *keys: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Permutes numbers given as the digits of their two halves, under integer `keys`.
+    """Permutes numbers, given and returned as the digits of their two halves, under integer `keys`.
 
     Args:
-        left, right: one uint64 array (n,) for each digit, with values in 0 .. radix - 1.
+        left, right: one uint64 array (n,) per digit, with values in 0 .. radix - 1.
         left_radices, right_radices: the radix of each digit, up to 2**63.
-
-    Returns:
-        The two halves, in the same form.
     """
     key = np.zeros(1, np.uint64)
     for part in keys:
@@ -53,21 +48,16 @@ def permute_digits(
 
 
 def permute(indices: np.ndarray, n: int, *keys: int) -> np.ndarray:
-    """Where a permutation of 0 .. n - 1, chosen by integer `keys`, sends each of `indices`.
+    """The images of `indices`, of any shape, under the permutation of 0 .. n - 1 that integer `keys` choose.
 
-    Args:
-        indices: integers in 0 .. n - 1, any shape. n: up to 2**62. keys: a seed and, say, an epoch.
-
-    Returns:
-        uint64 array of the same shape.
+    `n` is at most 2**62; the result is a uint64 array.
     """
     radix = math.isqrt(n - 1) + 1
-    radices = [radix]
     result = np.asarray(indices, np.uint64).copy()
     walking = np.ones(result.shape, bool)
     while walking.any():
         left, right = np.divmod(result[walking], np.uint64(radix))
-        (left,), (right,) = permute_digits([left], [right], radices, radices, *keys)
+        (left,), (right,) = permute_digits([left], [right], [radix], [radix], *keys)
         result[walking] = left * np.uint64(radix) + right
         walking[walking] = result[walking] >= n
     return result

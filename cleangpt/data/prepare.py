@@ -1,33 +1,33 @@
-"""From a recipe to its tokenizer and its splits, building what is not in the cache yet."""
+"""The tokenizer and splits of a recipe, built unless they are cached."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
-from ..models.build import resolve_block_size
-from ..recipe import ARITHMETIC, Recipe
-from ..tokenization import VERSION, arithmetic_tokenizer, load_tokenizer, train_tokenizer
+from ..recipe.keys import ARITHMETIC, Recipe
 from .arithmetic import FRACTIONS, ArithmeticSplit
 from .cache import fingerprint
 from .packing import TextSplit, summarize
+from .splits import Split
 from .text import build_text
+from .tokenization import VERSION, arithmetic_tokenizer, load_tokenizer, train_tokenizer
 
 
 @dataclass
 class PreparedData:
-    """What a model is trained and judged on."""
+    """What a model is trained and evaluated on."""
 
-    tokenizer: PreTrainedTokenizerBase
-    splits: dict
-    """Split name to split, as `data/splits.py` describes; consecutive, non-overlapping sequences but for `train`."""
+    tokenizer: PreTrainedTokenizerFast
+    splits: dict[str, Split]
+    """Splits by name; all but `train` consist of consecutive sequences that do not overlap."""
     folder: Path | None
     """The cache folder, named by the data's fingerprint; None for arithmetic, which is computed."""
     example: str
-    """A text to let a model continue: the recipe's first prompt, a held-out problem, the validation split's start
-    (empty where `data.block_size` is 1 and leaves no room for it)."""
+    """A text for a model to continue: the recipe's first prompt, a validation problem, or the start of the validation
+    split (empty if `data.block_size` is 1, which leaves no room for it)."""
 
     @property
     def fingerprint(self) -> str | None:
@@ -36,39 +36,31 @@ class PreparedData:
 
 
 def prepare_data(recipe: Recipe) -> PreparedData:
-    """Tokenizer and splits of a recipe; `data.block_size` is set where it was left out.
+    """Tokenizer and splits of a recipe, which for text must have a `data.block_size`.
 
     Raises:
-        UserError: for data that cannot be read, or is shorter than one sequence.
+        UserError: for data that cannot be read or is shorter than a sequence.
     """
-    resolve_block_size(recipe)
-    data = recipe.data
+    data, block_size, training = recipe.data, recipe.data.block_size, recipe.tokenizer.train
     if data.path in ARITHMETIC:
-        tokenizer = arithmetic_tokenizer()
-        names = data.split or FRACTIONS
-        splits = {name: ArithmeticSplit(data, name, recipe.run.seed, tokenizer) for name in names}
-        if "validation" not in splits:
-            raise UserError(("data.split", f"expected a validation split, got {', '.join(splits)}"))
-        return PreparedData(tokenizer, splits, None, splits["validation"].texts(np.arange(1))[0][0])
+        tokenizer, names = arithmetic_tokenizer(), dict.fromkeys([*(data.split or FRACTIONS), "validation"])
+        problems = {name: ArithmeticSplit(data, name, recipe.run.seed, tokenizer) for name in names}
+        return PreparedData(tokenizer, {**problems}, None, problems["validation"].texts(np.arange(1))[0][0])
 
-    section = recipe.tokenizer
-    if section.path is not None:
-        tokenizer = load_tokenizer(section.path)
-        identity = fingerprint(
-            {"backend": tokenizer.backend_tokenizer.to_str(), "special": tokenizer.special_tokens_map}
-        )
-        folder = build_text(data, lambda texts: tokenizer, identity)
+    assert block_size is not None
+    if training is not None:
+        identity = {"version": VERSION, "kind": training.kind, "vocab_size": training.vocab_size}
+        folder = build_text(data, lambda texts: train_tokenizer(training, texts), identity)
     else:
-        identity = {"version": VERSION, "kind": section.train.kind, "vocab_size": section.train.vocab_size}
-        folder = build_text(data, lambda texts: train_tokenizer(section.train, texts), identity)
-    splits = {
-        name: TextSplit(folder, name, data.block_size, data.packing if name == "train" else "blocks")
-        for name in summarize(folder)
-    }
-    if splits["train"].num_targets < data.block_size:
-        length = splits["train"].num_targets + 1
-        message = f"expected less than the train split's {length} tokens, got {data.block_size}"
-        raise UserError(("data.block_size", message))
+        assert recipe.tokenizer.path is not None
+        tokenizer = load_tokenizer(recipe.tokenizer.path)
+        parts = {"backend": tokenizer.backend_tokenizer.to_str(), "special": tokenizer.special_tokens_map}
+        folder = build_text(data, lambda texts: tokenizer, fingerprint(parts))
+    packings = {name: data.packing if name == "train" else "blocks" for name in summarize(folder)}
+    splits = {name: TextSplit(folder, name, block_size, packing) for name, packing in packings.items()}
+    length = len(splits["train"].tokens)
+    if length <= block_size:
+        raise UserError(("data.block_size", f"expected less than the train split's {length} tokens, got {block_size}"))
     tokenizer = load_tokenizer(folder / "tokenizer")
-    beginning = tokenizer.decode(splits["validation"].tokens[: min(8, data.block_size - 1)])  # leaves room for more
-    return PreparedData(tokenizer, splits, folder, next(iter(recipe.evaluation.prompts), beginning))
+    beginning = str(tokenizer.decode(splits["validation"].tokens[: min(8, block_size - 1)]))  # leaves room for more
+    return PreparedData(tokenizer, {**splits}, folder, next(iter(recipe.evaluation.prompts), beginning))

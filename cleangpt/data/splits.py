@@ -1,16 +1,35 @@
-"""What splits of any data have in common: exact sizes, and rows of inputs and targets.
-
-A split is anything with `len(split)` rows, where `split[indices]` gives a batch: a dictionary of int64 arrays (n, time)
-with `input_ids`, `targets` (the next token of each input, or IGNORED) and perhaps `position_ids`.
-"""
+"""What splits of any data have in common: rows of inputs and targets, cut exactly."""
 
 from fractions import Fraction
+from typing import Protocol
 
-IGNORED = -100  # the target that cross-entropy leaves out
+import numpy as np
+
+IGNORED = -100  # the target that cross-entropy skips
+
+
+class Split(Protocol):
+    """A split of `len(split)` rows; `split[indices]` is a batch."""
+
+    sequence_length: int
+    """Tokens per row."""
+    num_sequences: int
+    """Rows in one pass over the split."""
+    targets_per_row: int | None
+    """Targets in every row; None if rows differ."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows at integer `indices` (n,), as int64 arrays (n, sequence_length).
+
+        These are `input_ids`, `targets` (the next token of each input, or IGNORED) and, for packed documents,
+        `position_ids`, which restart at each document.
+        """
 
 
 def cut_points(total: int, fractions: dict[str, float]) -> dict[str, tuple[int, int]]:
-    """Where each split starts and stops among `total` places: in order, exactly, at floor(total * share so far)."""
+    """Start and stop of each split among `total` places: in order, at the exact floor(total * sum of shares so far)."""
     points, share = [0], Fraction(0)
     for fraction in fractions.values():
         share += Fraction(str(fraction))

@@ -1,6 +1,9 @@
-"""From a recipe's model section to a model, new or started from saved weights."""
+"""From a recipe's `model` section to a model, new or from saved weights."""
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -11,146 +14,141 @@ from transformers import (
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils import logging
 
+from ..data.arithmetic import ArithmeticSplit
+from ..data.splits import Split
 from ..errors import UserError
-from ..recipe import ARITHMETIC
-
-disable_progress_bar()  # of loading and saving, which take a moment
+from ..recipe.keys import ARITHMETIC, Data
 
 
-def resolve_block_size(recipe) -> None:
-    """Sets `data.block_size` of a recipe on text: as given, else the model's `max_position_embeddings`.
+def block_size(data: Data, model: Mapping[str, Any]) -> int | None:
+    """`data.block_size`, by default the model's `max_position_embeddings`; None for arithmetic, one problem a sequence.
 
     Raises:
-        UserError: when a sequence would be longer than the model's positions.
+        UserError: if neither is known, or a sequence has more tokens than the model has positions.
     """
-    model, block_size = recipe.model, recipe.data.block_size
-    if recipe.data.path in ARITHMETIC:
-        return  # one problem a sequence
-    given = model.get("max_position_embeddings")
-    if given is None and (block_size is None or "init_from" in model):
-        given = getattr(load_config(model), "max_position_embeddings", None)
-    if block_size is not None and given is not None and block_size > given:
-        raise UserError(("data.block_size", f"expected at most max_position_embeddings {given}, got {block_size}"))
-    if block_size is None and given is None:
-        raise UserError(
-            ("data.block_size", "expected a whole number from 1: this kind of model has no length of its own")
-        )
-    recipe.data.block_size = block_size or given
+    if data.path in ARITHMETIC:
+        return None
+    positions = model.get("max_position_embeddings")
+    if positions is None and (data.block_size is None or "init_from" in model):
+        positions = getattr(load_config(model), "max_position_embeddings", None)
+    if data.block_size is None and positions is None:
+        raise UserError(("data.block_size", "expected a whole number from 1: this model type has no length of its own"))
+    if data.block_size is not None and positions is not None and data.block_size > positions:
+        message = f"expected at most max_position_embeddings {positions}, got {data.block_size}"
+        raise UserError(("data.block_size", message))
+    return data.block_size or positions
 
 
-def build_model(model: dict, tokenizer, split, seed: int) -> PreTrainedModel:
+def build_model(
+    model: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, split: Split, seed: int
+) -> PreTrainedModel:
     """The model of a recipe's `model` section, in float32.
 
     Args:
-        model: the section. tokenizer: gives vocabulary size and special ids where the section does not.
-        split: to be trained on; its rows' length sets the positions where the section does not. seed: of new weights.
+        model: the section.
+        tokenizer: sets the vocabulary size and special ids that the section omits.
+        split: to train on; its sequence length sets the positions that the section omits.
+        seed: of new weights.
 
     Raises:
-        UserError: for weights that cannot be loaded, or a vocabulary smaller than the tokenizer's.
+        UserError: for weights that cannot be loaded, or a configuration too small for tokenizer or split.
     """
     attention = model.get("attn_implementation")
     config = config_for(model, tokenizer, split.sequence_length)
     torch.manual_seed(seed)
     if "init_from" in model:
-        source = model["init_from"]
-        network = _from_pretrained(source, "model.init_from", config=config, attn_implementation=attention)
+        network = load_model(model["init_from"], attention, "model.init_from", config=config)
     else:
         try:
             network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
         except (ValueError, ImportError) as error:
             raise UserError(("model", str(error))) from error
-    # Left to itself, generate writes an arithmetic answer, or as much text as the model has positions.
-    answer = getattr(split, "answer_width", None)
-    length = {"max_new_tokens": answer} if answer else {"max_length": config.max_position_embeddings}
+    length = {"max_length": config.max_position_embeddings}  # what `generate` writes by default
+    if isinstance(split, ArithmeticSplit):
+        length = {"max_new_tokens": split.answer_width}
     network.generation_config = GenerationConfig(**special_ids(tokenizer), **length)
     return network
 
 
-def config_for(model: dict, tokenizer, length: int) -> PreTrainedConfig:
-    """The configuration of a recipe's `model` section for a tokenizer and for sequences of `length` tokens.
+def config_for(model: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, length: int) -> PreTrainedConfig:
+    """The configuration of a recipe's `model` section, for a tokenizer and sequences of `length` tokens.
 
-    Both give what the section leaves out. A kind without a limit to its positions (Bloom) gets `length` as one, which
-    is what it will have seen.
+    They set what the section omits. An architecture with unlimited positions (Bloom) is limited to those it sees in
+    training.
 
     Raises:
-        UserError: as `load_config`, and for less ids than the tokenizer has, or less positions than `length`.
+        UserError: as `load_config`, and for fewer ids than the tokenizer has, or fewer positions than `length`.
     """
-    sizes = {} if "init_from" in model else {"vocab_size": len(tokenizer), "max_position_embeddings": length}
-    config = load_config(model, **sizes, **special_ids(tokenizer))
+    needed = {"vocab_size": len(tokenizer), "max_position_embeddings": length}
+    config = load_config(model, **({} if "init_from" in model else needed), **special_ids(tokenizer))
     if not hasattr(config, "max_position_embeddings"):
         config.max_position_embeddings = length
-    needed = {
-        "vocab_size": (len(tokenizer), "the tokenizer's ids"),
-        "max_position_embeddings": (length, "a sequence's tokens"),
-    }
-    mistakes = [
-        (f"model.{name}", f"expected at least {least}, {what}, got {getattr(config, name)}")
-        for name, (least, what) in needed.items()
-        if getattr(config, name) < least
-    ]
-    if mistakes:
-        raise UserError(*mistakes)
+    if too_small := [name for name, least in needed.items() if getattr(config, name) < least]:
+        message = "expected at least {}, for tokenizer and sequences, got {}"
+        raise UserError(*((f"model.{name}", message.format(needed[name], getattr(config, name))) for name in too_small))
     return config
 
 
-def special_ids(tokenizer) -> dict[str, int | None]:
-    """The tokenizer's special ids under the names that a configuration has for them."""
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    """The tokenizer's special ids, under their names in a configuration."""
     return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
-def choose_attention(model: dict, length: int, mixed_precision: str, device: torch.device) -> str | None:
-    """The attention of a run whose recipe names none, from a fixed table, so that a resumed run chooses the same.
+def choose_attention(model: Mapping[str, Any], length: int, mixed_precision: str, device: torch.device) -> str | None:
+    """The attention implementation for a run, as named in its recipe or from a fixed table, so that resuming agrees.
 
-    | hardware | sequences of | chosen |
+    | hardware | `length` of a sequence | choice |
     |---|---|---|
-    | CPU, float32 | at most 16 tokens | `eager`: a step of `recipes/adder.yaml` takes 0.8 of the time |
-    | CPU, bf16 | at most 256 tokens | `eager`: 0.6 of the time of attention alone, with AMX |
-    | any other | | what transformers chooses, `sdpa` |
-
-    Args:
-        model: the recipe's section. length: tokens of a sequence. mixed_precision: `no`, `bf16` or `fp16`.
+    | CPU, float32 | up to 16 tokens | `eager`: 0.8 of the time of a step of `recipes/adder.yaml` |
+    | CPU, bf16 | up to 256 tokens | `eager`: 0.6 of the time of attention alone, with AMX |
+    | any other | any | transformers' choice, `sdpa` |
     """
     if "attn_implementation" in model or model.get("model_type") not in ("nanogpt", "nanollama"):
         return model.get("attn_implementation")
-    short = length <= (256 if mixed_precision == "bf16" else 16)
-    return "eager" if device.type == "cpu" and short else None
+    is_short = length <= (256 if mixed_precision == "bf16" else 16)
+    return "eager" if device.type == "cpu" and is_short else None
 
 
-def load_model(folder: str | Path, attention: str | None = None, key: str = "model") -> PreTrainedModel:
-    """A saved model in float32, under the attention implementation `attention`.
+@contextlib.contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keeps transformers' progress bars, of loading and saving, out of the output."""
+    hook = logging.set_tqdm_hook(lambda factory, args, kwargs: logging.EmptyTqdm(*args, **kwargs))
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(hook)
+
+
+@no_progress_bars()
+def load_model(source: str | Path, attention: str | None = None, key: str = "model", **options: Any) -> PreTrainedModel:
+    """A saved model in float32, with the attention implementation `attention`.
 
     Raises:
-        UserError: under the name `key`, when there is no model to load.
+        UserError: about `key`, if it cannot be loaded, or lacks weights or has others (transformers only warns).
     """
-    return _from_pretrained(folder, key, attn_implementation=attention)
-
-
-def _from_pretrained(source: str | Path, key: str, **options) -> PreTrainedModel:
-    """`from_pretrained` in float32 that refuses what it would only warn of: weights that are missing or do not fit."""
+    options |= {"dtype": torch.float32, "attn_implementation": attention, "use_safetensors": True}
     try:
-        network, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
-        )
-    except Exception as error:  # the loader raises whatever a broken file makes it raise
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+    except Exception as error:  # a broken file can raise anything
         message = f"expected a model's folder or Hub id, got {str(source)!r}: {type(error).__name__}: {error}"
         raise UserError((key, message)) from error
+    network, info = loaded
     if wrong := sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]):
         raise UserError((key, f"the weights in {str(source)!r} are not those of its config: {', '.join(wrong[:5])}"))
     return network
 
 
-def load_config(model: dict, **defaults) -> PreTrainedConfig:
-    """The configuration of a recipe's `model` section. Where nothing is said of keys and values, each head has its own.
+def load_config(model: Mapping[str, Any], **defaults: Any) -> PreTrainedConfig:
+    """The configuration of a recipe's `model` section, and of `defaults` for keys that it omits.
 
-    Args:
-        model: the section. defaults: keys that the section may override.
+    Without `num_key_value_heads`, every attention head has its own keys and values.
 
     Raises:
-        UserError: when there is nothing at `init_from`, a model of another type than the section names, or one that
-            lacks a key of the section or cannot have its value.
+        UserError: if `init_from` has no model, one of another type, or one without a key of the section or its value.
     """
     ours = ("model_type", "init_from", "attn_implementation")
     given = {key: value for key, value in model.items() if key not in ours}

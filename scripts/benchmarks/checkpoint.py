@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from cleangpt import schedules
-from cleangpt.outputs import Start
-from cleangpt.run import build_run
-from cleangpt.step import accumulate, update
-from cleangpt.training import save
+from cleangpt.recipe import schedules
+from cleangpt.training.boundary import save
+from cleangpt.training.run_folder import Start
+from cleangpt.training.setup import build_run, resolve
+from cleangpt.training.step import accumulate, update
 
 from . import train
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, dict[str, list[float]]]]:
     arguments.steps = 10_000
-    run = build_run(train.make_recipe(arguments, folder), Start(None, False))
+    run = build_run(*resolve(train.make_recipe(arguments, folder)), Start())
     some_steps(run)
     figures = {"safetensors save_file": [], "seconds more for the steps around a checkpoint": [], "its call alone": []}
     for number in range(arguments.rounds):
@@ -53,7 +53,7 @@ def some_steps(run) -> None:
     values = schedules.at(run.recipe.schedule, run.recipe.optimizer, 5000, run.max_steps)
     for step in range(1, STEPS + 1):
         loss = accumulate(run.accelerator, run.model, run.loader.batch(step))
-        update(run.accelerator, run.model, run.optimizers, values, 1.0, loss, False)
+        update(run, values, loss, False)
 
 
 def seconds(work) -> float:

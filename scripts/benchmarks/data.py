@@ -13,18 +13,17 @@ import datasets
 import numpy as np
 import torch
 
-from cleangpt import schedules
 from cleangpt.data.arithmetic import ArithmeticSplit
-from cleangpt.data.loader import Loader
+from cleangpt.data.loader import Loader, Share
 from cleangpt.data.packing import TextSplit, write_column
-from cleangpt.data.prepare import prepare_data
 from cleangpt.data.text import build_text
-from cleangpt.outputs import Start
-from cleangpt.recipe import Data, Recipe
-from cleangpt.recipe_reading import parse_recipe
-from cleangpt.run import build_run
-from cleangpt.step import accumulate, update
-from cleangpt.tokenization import arithmetic_tokenizer, bpe_tokenizer, character_tokenizer
+from cleangpt.data.tokenization import arithmetic_tokenizer, bpe_tokenizer, character_tokenizer
+from cleangpt.recipe import schedules
+from cleangpt.recipe.keys import Data, Recipe
+from cleangpt.recipe.reading import parse_recipe
+from cleangpt.training.run_folder import Start
+from cleangpt.training.setup import build_run, load_data, resolve
+from cleangpt.training.step import accumulate, update
 
 from . import train as train_benchmark
 
@@ -118,7 +117,7 @@ def measure_loader(rounds: int, folder: Path) -> Iterator[tuple[str, dict[str, l
         sides = {"a slice a row": lambda sliced=sliced, n=rows * time_: rate(n, lambda step: sliced())}
         for packing in ("windows", "blocks", "documents"):
             split = TextSplit(folder, "train", time_, packing)
-            loader = Loader(split, lambda step, rows=rows: rows, 200, 0, 0, 1, None, torch.device("cpu"))
+            loader = Loader(split, np.full(200, rows), 0, Share(device=torch.device("cpu")))
             sides[f"ours, {packing}"] = lambda batch=loader.batch, n=rows * time_: rate(n, batch)
         yield f"load {rows} x {time_}, million tokens a second", in_turn(sides, rounds)
 
@@ -131,12 +130,12 @@ def measure_share(rounds: int, folder: Path) -> Iterator[tuple[str, dict[str, li
     """Milliseconds of a batch, and of all the rest of a step."""
     for shape in train_benchmark.SHAPES:
         options = argparse.Namespace(shape=shape, model_type="nanogpt", mixed_precision="no", steps=10_000)
-        run = build_run(train_benchmark.make_recipe(options, folder / shape), Start(None, False))
+        run = build_run(*resolve(train_benchmark.make_recipe(options, folder / shape)), Start())
         batches = iter(range(1, 10_000))
 
         def step(run=run, batches=batches) -> None:
             loss = accumulate(run.accelerator, run.model, run.loader.batch(next(batches)))
-            update(run.accelerator, run.model, run.optimizers, schedules.Values(1e-3, 0.1, 1), 1.0, loss, False)
+            update(run, schedules.Values(1e-3, 0.1, 1), loss, False)
 
         def batch(run=run, batches=batches) -> None:
             run.loader.batch(next(batches))
@@ -181,7 +180,7 @@ def peak_memory(text: Path, cache: Path) -> float:
 
 def warm_start(text: Path, cache: Path) -> float:
     datasets.config.HF_DATASETS_CACHE = cache
-    return seconds(lambda: prepare_data(make_recipe(text, cache)))
+    return seconds(lambda: load_data(make_recipe(text, cache)))
 
 
 if __name__ == "__main__":

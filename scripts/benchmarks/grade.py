@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from cleangpt.data.prepare import prepare_data
-from cleangpt.evaluation import solve
-from cleangpt.grading import grade
+from cleangpt.evaluation.evaluate import solve
+from cleangpt.evaluation.grading import grade
 from cleangpt.models.build import load_model
-from cleangpt.recipe_reading import load_recipe
+from cleangpt.recipe.reading import load_recipe
+from cleangpt.training.setup import load_data
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, dict[str, list[float]]]]:
     """Seconds for all problems of each side, one figure a round."""
     recipe = load_recipe(arguments.recipe, [])
-    data, model, accelerator = prepare_data(recipe), load_model(arguments.model).eval(), Accelerator(cpu=True)
+    data, model, accelerator = load_data(recipe)[1], load_model(arguments.model).eval(), Accelerator(cpu=True)
     split, size, indices = data.splits["test"], recipe.evaluation.batch_size, np.arange(arguments.problems)
     sides = {
         "no cache": lambda: without_cache(model, data.tokenizer, split, indices, arguments.batch_size),

@@ -8,18 +8,20 @@ import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 
-from cleangpt import NanoGPTConfig, NanoGPTForCausalLM, schedules
-from cleangpt.data.loader import Loader
+from cleangpt import NanoGPTConfig, NanoGPTForCausalLM
+from cleangpt.data.loader import Loader, Share
 from cleangpt.data.packing import TextSplit, write_column
-from cleangpt.optim import build_optimizers
-from cleangpt.recipe import Optimizer
-from cleangpt.step import accumulate, update
+from cleangpt.recipe import schedules
+from cleangpt.recipe.keys import Optimizer, Training
+from cleangpt.training.optim import build_optimizers
+from cleangpt.training.step import accumulate, update
 
 USUAL = {"block_size": 128, "hidden_size": 128, "vocab_size": 256, "megatokens": 1}
 AXES = {
@@ -69,11 +71,13 @@ def step_times(folder: Path, shape: dict[str, int], rounds: int) -> list[float]:
     model, section = NanoGPTForCausalLM(config), Optimizer(name="adamw")
     model, *optimizers = accelerator.prepare(model, *build_optimizers(section, model))
     split = TextSplit(folder, "train", time_, "windows")
-    loader = Loader(split, lambda step: 8, 1000, 0, 0, 1, None, torch.device("cpu"))
+    loader = Loader(split, np.full(1000, 8), 0, Share(device=torch.device("cpu")))
+    recipe = SimpleNamespace(training=Training())
+    run = SimpleNamespace(recipe=recipe, accelerator=accelerator, model=model, optimizers=optimizers)
     times = []
     for step in range(1, rounds + 2):
         started = time.perf_counter()
         loss = accumulate(accelerator, model, loader.batch(step))
-        update(accelerator, model, optimizers, schedules.Values(1e-3, 0.1, 1), 1.0, loss, False)
+        update(run, schedules.Values(1e-3, 0.1, 1), loss, False)
         times.append(1000 * (time.perf_counter() - started))
     return times[1:]

@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cleangpt.data.prepare import prepare_data
-from cleangpt.recipe_reading import load_recipe
+from cleangpt.recipe.reading import load_recipe
+from cleangpt.training.setup import load_data
 
 from . import peers
 
@@ -36,7 +36,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, 
     """Seconds, and loss on the whole validation split."""
     shared = [f"--{option}" for option in arguments.set]
     own = [*shared, *(f"--{option}" for option in [*RACE, *arguments.ours]), f"--training.max_steps={arguments.steps}"]
-    prepare_data(load_recipe(arguments.recipe, shared))  # neither side's data are counted
+    load_data(load_recipe(arguments.recipe, shared))  # neither side's data are counted
     sides = {
         "nanoGPT": lambda n: their_run(arguments, shared, folder / f"nanogpt-{n}"),
         "ours": lambda n: our_run(arguments.recipe, own, folder / f"ours-{n}"),
@@ -55,7 +55,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, 
 def their_run(arguments: argparse.Namespace, shared: list[str], folder: Path) -> tuple[float, dict[str, float]]:
     """Seconds and figures of nanoGPT, with the settings of its laptop command but for the recipe's shape and batch."""
     recipe = load_recipe(arguments.recipe, shared)
-    data = prepare_data(recipe)
+    data = load_data(recipe)[1]
     peers.copy_nanogpt(arguments.nanogpt, folder, data.splits)
     started = time.perf_counter()
     peers.run_nanogpt(

@@ -21,9 +21,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from cleangpt.data.prepare import prepare_data
 from cleangpt.models.build import load_config
-from cleangpt.recipe import Recipe
+from cleangpt.recipe.keys import Recipe
+from cleangpt.training.setup import load_data
 
 
 class Windows(Dataset):
@@ -51,7 +51,7 @@ class Clock(TrainerCallback):
 
 def trainer(recipe: Recipe) -> float:
     """Milliseconds a step of transformers' Trainer, as it comes, with GPT-2 or Llama of the recipe's shape."""
-    data, clock = prepare_data(recipe), Clock()
+    data, clock = load_data(recipe)[1], Clock()
     ids = torch.from_numpy(data.splits["train"].tokens.astype(np.int64))
     arguments = TrainingArguments(
         output_dir=str(recipe.folder),
@@ -92,7 +92,7 @@ def transformers_model(recipe: Recipe, vocab_size: int):
 
 def nanogpt(recipe: Recipe, source: Path) -> float:
     """Milliseconds a step of nanoGPT's `train.py`, the median of its own times."""
-    data = prepare_data(recipe)
+    data = load_data(recipe)[1]
     folder = recipe.folder / "nanogpt"
     copy_nanogpt(source, folder, data.splits)
     shape = recipe.model

@@ -19,14 +19,14 @@ import torch
 from torch.nn import functional as F
 
 from cleangpt import train
-from cleangpt.data.prepare import prepare_data
+from cleangpt.hardware import peak_flops
 from cleangpt.models.build import build_model
-from cleangpt.monitoring import flops_per_token, peak_flops
-from cleangpt.optim import build_optimizers
-from cleangpt.outputs import Start
-from cleangpt.recipe import Recipe
-from cleangpt.recipe_reading import parse_recipe
-from cleangpt.run import build_run
+from cleangpt.models.statistics import flops_per_token
+from cleangpt.recipe.keys import Recipe
+from cleangpt.recipe.reading import parse_recipe
+from cleangpt.training.optim import build_optimizers
+from cleangpt.training.run_folder import Start
+from cleangpt.training.setup import build_run, load_data, resolve
 
 from . import peers
 
@@ -66,9 +66,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, 
     dtype = torch.bfloat16 if arguments.mixed_precision == "bf16" else torch.float32
     for number in range(arguments.rounds):
         for name, side in sides.items():
-            recipe.run.name = f"{list(sides).index(name)}-{number}"
+            named = recipe.changed(run={"name": f"{list(sides).index(name)}-{number}"})
             with contextlib.redirect_stdout(io.StringIO()):
-                figures[name].append(side(recipe))
+                figures[name].append(side(named))
         peak_flops.cache_clear()
         peak.append(peak_flops(device, dtype, torch.get_num_threads()))
     yield f"{arguments.shape} {arguments.model_type} {arguments.mixed_precision}, ms a step", figures
@@ -83,16 +83,16 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, 
         grown = {}
         for name, side in sides.items():
             if name in ("ours", "transformers' Trainer"):
-                recipe.run.name = f"{list(sides).index(name)}-memory"
+                named = recipe.changed(run={"name": f"{list(sides).index(name)}-memory"})
                 with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                    grown[name] = [pool.submit(memory, side, recipe).result()]
+                    grown[name] = [pool.submit(memory, side, named).result()]
         yield "resident memory at its peak, MB more than before training", grown
 
 
 def memory(side: Callable[[Recipe], float], recipe: Recipe) -> float:
     """Megabytes that training adds at most to a process, counted from when its data are there."""
     torch.randn(64, 64) @ torch.randn(64, 64)
-    prepare_data(recipe)
+    load_data(recipe)
     before = resident("VmRSS")
     with contextlib.redirect_stdout(io.StringIO()):
         side(recipe)
@@ -132,7 +132,7 @@ def make_recipe(arguments: argparse.Namespace, folder: Path) -> Recipe:
 
 def a_model(recipe: Recipe):
     """The recipe's model."""
-    data = prepare_data(recipe)
+    recipe, data = load_data(recipe)
     return build_model(recipe.model, data.tokenizer, data.splits["train"], recipe.run.seed)
 
 
@@ -146,7 +146,7 @@ def our_loop(recipe: Recipe) -> float:
 
 def bare_loop(recipe: Recipe) -> float:
     """Milliseconds a step of the shortest loop that does the same work on batches that are there already."""
-    run = build_run(recipe, Start(None, False))
+    run = build_run(*resolve(recipe), Start())
     model = a_model(recipe).to(run.accelerator.device).train()
     (optimizer,) = build_optimizers(recipe.optimizer, model)
     batches = [run.loader.batch(step).micro_batches[0] for step in range(1, recipe.training.max_steps + 1)]

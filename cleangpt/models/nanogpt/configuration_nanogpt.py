@@ -1,4 +1,4 @@
-"""Configuration of NanoGPT: the shape of a GPT-2 as nanoGPT writes it."""
+"""Configuration of NanoGPT: the shape of nanoGPT's GPT-2."""
 
 from typing import Literal
 
@@ -16,12 +16,12 @@ class NanoGPTConfig(PreTrainedConfig):
     hidden_size (`int`): width of the residual stream, a multiple of `num_attention_heads`.
     num_hidden_layers (`int`): number of blocks.
     num_attention_heads (`int`): attention heads in a block.
-    intermediate_size (`int`, *optional*): width inside the MLP; 4 x `hidden_size` when left out.
-    max_position_embeddings (`int`): the longest sequence, in tokens; one learned vector for each position.
+    intermediate_size (`int`, *optional*): width inside the MLP; by default 4 x `hidden_size`.
+    max_position_embeddings (`int`): the longest sequence, in tokens; each position has a learned vector.
     activation_function (`str`): `gelu` (exact, as in nanoGPT) or `gelu_new` (tanh approximation, as in GPT-2).
-    bias (`bool`): biases in every linear layer and LayerNorm, as in GPT-2; without them a little faster and better.
+    bias (`bool`): biases in every linear layer and LayerNorm, as in GPT-2; a little faster and better without.
     dropout (`float`): rate after the embeddings and on both residual branches.
-    attention_dropout (`float`, *optional*): rate on the attention weights; the value of `dropout` when left out.
+    attention_dropout (`float`, *optional*): rate on the attention weights; by default that of `dropout`.
     layer_norm_epsilon (`float`): added to the variance in LayerNorm.
     initializer_range (`float`): standard deviation of the initial weights, see `NanoGPTPreTrainedModel`.
     tie_word_embeddings (`bool`): the head shares the token embedding's matrix, as in GPT-2.
@@ -43,7 +43,7 @@ class NanoGPTConfig(PreTrainedConfig):
         "n_positions": "max_position_embeddings",
         "block_size": "max_position_embeddings",
     }
-    # c_attn holds queries, keys and values in one matrix, which a column split would tear apart: only the MLP is split.
+    # Only the MLP is split: columns of c_attn belong to queries, keys and values, which have to stay together.
     base_model_tp_plan = {
         "h.*.mlp.c_fc": "colwise",
         "h.*.mlp.c_proj": "rowwise",
@@ -82,7 +82,7 @@ class NanoGPTConfig(PreTrainedConfig):
             self.attention_dropout = self.dropout
 
     def validate_architecture(self):
-        """Part of `@strict`: refuses shapes that no model can have."""
+        """Called by `@strict`: rejects impossible shapes."""
         for name in (
             "vocab_size",
             "hidden_size",
@@ -102,7 +102,7 @@ class NanoGPTConfig(PreTrainedConfig):
                 raise ValueError(f"{name}: expected a number from 0 to below 1, got {getattr(self, name)}")
 
 
-# The classes that a saved folder's own code has for transformers' Auto classes, with `trust_remote_code=True`.
+# Classes of a saved folder's own code, which transformers' Auto classes load with `trust_remote_code=True`.
 AUTO_MAP = {
     "AutoConfig": "configuration_nanogpt.NanoGPTConfig",
     "AutoModel": "modeling_nanogpt.NanoGPTModel",

@@ -1,4 +1,4 @@
-"""NanoGPT: GPT-2 as nanoGPT writes it (learned positions, pre-LayerNorm, GELU), as a transformers model.
+"""NanoGPT: nanoGPT's GPT-2 (learned positions, pre-LayerNorm, GELU) as a transformers model.
 
 Weights are named and oriented as in nanoGPT's `model.py`. Top to bottom: attention, MLP, block, model, head.
 """
@@ -25,7 +25,7 @@ from .configuration_nanogpt import NanoGPTConfig
 
 
 def check_range(name: str, ids: torch.Tensor, size: int) -> None:
-    """Names ids that an embedding of `size` rows lacks; not on a GPU, which would have to wait for the answer."""
+    """Rejects ids that an embedding of `size` rows lacks; only on a CPU, since a GPU would have to synchronise."""
     if type(ids) is torch.Tensor and ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling():
         smallest, largest = ids.aminmax()
         if smallest < 0 or largest >= size:
@@ -45,16 +45,16 @@ def eager_attention_forward(
     """softmax(Q K^T / sqrt(head_dim) + mask) V, written out ("Attention Is All You Need", equation 1)."""
     weights = torch.matmul(query * scaling, key.transpose(2, 3))  # (batch, heads, time, keys)
     if attention_mask is not None:
-        lowest = torch.finfo(weights.dtype).min  # float32's would be -inf in bf16, and a row of padding nan
+        lowest = torch.finfo(weights.dtype).min  # float32's is -inf in bf16, which makes a row of padding nan
         weights = weights + attention_mask.clamp(min=lowest).to(weights.dtype)
-    weights = nn.functional.softmax(weights, dim=-1).to(query.dtype)  # computed in float32 whatever its input
+    weights = nn.functional.softmax(weights, dim=-1).to(query.dtype)  # computed in float32 for any input
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     output = torch.matmul(weights, value).transpose(1, 2).contiguous()  # (batch, time, heads, head_dim)
     return output, weights
 
 
 class NanoGPTAttention(nn.Module):
-    """Causal self-attention with all heads' queries, keys and values in one projection."""
+    """Causal self-attention, with one projection for the queries, keys and values of all heads."""
 
     def __init__(self, config: NanoGPTConfig, layer_idx: int):
         super().__init__()
@@ -144,12 +144,12 @@ class NanoGPTBlock(GradientCheckpointingLayer):
 
 
 class NanoGPTPreTrainedModel(PreTrainedModel):
-    """What transformers needs to know about NanoGPT, and its initial weights, as in nanoGPT:
+    """What transformers needs to know about NanoGPT, and its initial weights, those of nanoGPT:
 
     | weight | standard deviation |
     |---|---|
     | `wte`, `wpe`, `c_attn`, `c_fc`, untied `lm_head` | `initializer_range` |
-    | `c_proj`, where a branch joins the residual stream | `initializer_range` / sqrt(2 x `num_hidden_layers`) |
+    | `c_proj`, at the end of a residual branch | `initializer_range` / sqrt(2 x `num_hidden_layers`) |
     | biases | 0; LayerNorm scales are 1 |
     """
 
@@ -167,7 +167,7 @@ class NanoGPTPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if getattr(module, "ends_branch", False):
-            # 2 branches a layer add up in the residual stream; this keeps its variance independent of depth (GPT-2).
+            # Each layer adds 2 branches to the residual stream; this keeps its variance independent of depth (GPT-2).
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.weight, mean=0.0, std=std)
 
@@ -236,7 +236,7 @@ class NanoGPTModel(NanoGPTPreTrainedModel):
 
 
 class NanoGPTForCausalLM(NanoGPTPreTrainedModel, GenerationMixin):
-    """NanoGPT with the head that predicts the next token."""
+    """NanoGPT with a language modelling head."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -263,9 +263,9 @@ class NanoGPTForCausalLM(NanoGPTPreTrainedModel, GenerationMixin):
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         r"""
-        labels (`torch.LongTensor` of shape `(batch, time)`): usually `input_ids`; shifted by one here; -100: no target.
-            With `num_items_in_batch` the loss is the targets' sum divided by it, otherwise their mean, in nats.
-        logits_to_keep (`int` or index tensor): positions, counted from the end, whose logits are wanted; 0 means all.
+        labels (`torch.LongTensor` of shape `(batch, time)`): usually `input_ids`, shifted by one here; -100: no target.
+            The loss in nats is the sum over targets, divided by `num_items_in_batch` if given, else by their number.
+        logits_to_keep (`int` or index tensor): number or indices of the last positions to get logits; 0 means all.
         """
         outputs = self.transformer(
             input_ids=input_ids,
@@ -288,7 +288,7 @@ class NanoGPTForCausalLM(NanoGPTPreTrainedModel, GenerationMixin):
 class NanoGPTForSequenceClassification(GenericForSequenceClassification, NanoGPTPreTrainedModel):
     """NanoGPT with a linear classifier on the last token."""
 
-    base_model_prefix = "transformer"  # the generic class names it otherwise
+    base_model_prefix = "transformer"  # the generic class has another name for it
 
 
 __all__ = ["NanoGPTForCausalLM", "NanoGPTForSequenceClassification", "NanoGPTModel", "NanoGPTPreTrainedModel"]

@@ -1,4 +1,4 @@
-"""Configuration of NanoLlama: the shape of a Llama, or of a Qwen3 where it uses QK-norm."""
+"""Configuration of NanoLlama: the shape of a Llama, or with QK-norm of a Qwen3."""
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -16,12 +16,12 @@ class NanoLlamaConfig(PreTrainedConfig):
     num_hidden_layers (`int`): number of blocks.
     num_attention_heads (`int`): query heads in a block.
     num_key_value_heads (`int`, *optional*): key and value heads, each shared by a group of query heads
-        (grouped-query attention, arXiv 2305.13245); `num_attention_heads` when left out.
-    intermediate_size (`int`, *optional*): width inside the SwiGLU; 8/3 x `hidden_size` rounded up to a multiple of 64
-        when left out, so that its three matrices weigh as much as the two of a GPT-2.
+        (grouped-query attention, arXiv 2305.13245); by default `num_attention_heads`.
+    intermediate_size (`int`, *optional*): width inside the SwiGLU; by default 8/3 x `hidden_size`, rounded up to a
+        multiple of 64, which gives its three matrices as many weights as the two of a GPT-2.
     max_position_embeddings (`int`): the longest sequence trained on, in tokens.
-    rope_parameters (`dict`, *optional*): rotary embedding (arXiv 2104.09864); `rope_theta` 10,000 when left out.
-    use_qk_norm (`bool`): RMSNorm on each head's queries and keys, as in Qwen3; steadier at high rates.
+    rope_parameters (`dict`, *optional*): rotary embedding (arXiv 2104.09864); by default `rope_theta` is 10,000.
+    use_qk_norm (`bool`): RMSNorm on each head's queries and keys, as in Qwen3; more stable at high learning rates.
     attention_dropout (`float`): rate on the attention weights.
     rms_norm_eps (`float`): added to the mean square in RMSNorm.
     initializer_range (`float`): standard deviation of the initial weights, see `NanoLlamaPreTrainedModel`.
@@ -88,7 +88,7 @@ class NanoLlamaConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
 
     def validate_architecture(self):
-        """Part of `@strict`: refuses shapes that no model can have."""
+        """Called by `@strict`: rejects impossible shapes."""
         for name in (
             "vocab_size",
             "hidden_size",
@@ -112,7 +112,7 @@ class NanoLlamaConfig(PreTrainedConfig):
             raise ValueError(f"attention_dropout: expected a number from 0 to below 1, got {self.attention_dropout}")
 
 
-# The classes that a saved folder's own code has for transformers' Auto classes, with `trust_remote_code=True`.
+# Classes of a saved folder's own code, which transformers' Auto classes load with `trust_remote_code=True`.
 AUTO_MAP = {
     "AutoConfig": "configuration_nanollama.NanoLlamaConfig",
     "AutoModel": "modeling_nanollama.NanoLlamaModel",

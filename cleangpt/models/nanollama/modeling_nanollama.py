@@ -1,4 +1,4 @@
-"""NanoLlama: Llama (rotary positions, RMSNorm, SwiGLU, grouped-query attention), with Qwen3's QK-norm on request.
+"""NanoLlama: Llama (rotary positions, RMSNorm, SwiGLU, grouped-query attention), optionally with Qwen3's QK-norm.
 
 Weights are named and oriented as in transformers' `llama` and `qwen3`. Top to bottom: norm, rotary embedding,
 attention, MLP, block, model, head.
@@ -26,7 +26,7 @@ from .configuration_nanollama import NanoLlamaConfig
 
 
 class NanoLlamaRMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) * weight, in float32 whatever the input (arXiv 1910.07467)."""
+    """x / sqrt(mean(x²) + eps) * weight, in float32 for any input (arXiv 1910.07467)."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -42,7 +42,7 @@ class NanoLlamaRMSNorm(nn.Module):
 
 
 class NanoLlamaRotaryEmbedding(nn.Module):
-    """Position ids to what `rotate` turns queries and keys by (arXiv 2104.09864): (cos, cos) and (-sin, sin)."""
+    """Position ids to the angles of `rotate` (arXiv 2104.09864), as (cos, cos) and (-sin, sin)."""
 
     def __init__(self, config: NanoLlamaConfig):
         super().__init__()
@@ -57,7 +57,7 @@ class NanoLlamaRotaryEmbedding(nn.Module):
 
     @staticmethod
     def compute_default_rope_parameters(config: NanoLlamaConfig, **kwargs) -> tuple[torch.Tensor, float]:
-        """theta ** (-2i / head_dim) for each pair i, and the factor on cosine and sine, which is 1."""
+        """theta ** (-2i / head_dim) for each pair i, and the factor on cosine and sine, 1."""
         head_dim = config.hidden_size // config.num_attention_heads
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim
         return 1.0 / (config.rope_parameters["rope_theta"] ** exponents), 1.0
@@ -73,13 +73,13 @@ class NanoLlamaRotaryEmbedding(nn.Module):
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotates each pair (i, i + head_dim / 2) of `states` (batch, heads, time, head_dim) by its angle."""
-    # (batch, 1, time, head_dim), in bf16 where autocast made the states so: twice as fast
+    # (batch, 1, time, head_dim), in bf16 if autocast made the states bf16: twice as fast
     cos, sin = cos.unsqueeze(1).to(states.dtype), sin.unsqueeze(1).to(states.dtype)
     return states * cos + states.roll(states.shape[-1] // 2, dims=-1) * sin
 
 
 def check_range(name: str, ids: torch.Tensor, size: int) -> None:
-    """Names ids that an embedding of `size` rows lacks; not on a GPU, which would have to wait for the answer."""
+    """Rejects ids that an embedding of `size` rows lacks; only on a CPU, since a GPU would have to synchronise."""
     if type(ids) is torch.Tensor and ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling():
         smallest, largest = ids.aminmax()
         if smallest < 0 or largest >= size:
@@ -101,16 +101,16 @@ def eager_attention_forward(
     value = value.repeat_interleave(module.num_key_value_groups, dim=1)  # (batch, heads, keys, head_dim)
     weights = torch.matmul(query * scaling, key.transpose(2, 3))  # (batch, heads, time, keys)
     if attention_mask is not None:
-        lowest = torch.finfo(weights.dtype).min  # float32's would be -inf in bf16, and a row of padding nan
+        lowest = torch.finfo(weights.dtype).min  # float32's is -inf in bf16, which makes a row of padding nan
         weights = weights + attention_mask.clamp(min=lowest).to(weights.dtype)
-    weights = nn.functional.softmax(weights, dim=-1).to(query.dtype)  # computed in float32 whatever its input
+    weights = nn.functional.softmax(weights, dim=-1).to(query.dtype)  # computed in float32 for any input
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     output = torch.matmul(weights, value).transpose(1, 2).contiguous()  # (batch, time, heads, head_dim)
     return output, weights
 
 
 class NanoLlamaAttention(nn.Module):
-    """Causal self-attention with rotated queries and keys; each key and value head serves a group of queries."""
+    """Causal self-attention with rotated queries and keys; a group of query heads shares a key and value head."""
 
     def __init__(self, config: NanoLlamaConfig, layer_idx: int):
         super().__init__()
@@ -211,8 +211,8 @@ class NanoLlamaPreTrainedModel(PreTrainedModel):
     | weight | standard deviation |
     |---|---|
     | `embed_tokens`, `q_proj`, `k_proj`, `v_proj`, `gate_proj`, `up_proj`, untied `lm_head` | `initializer_range` |
-    | `o_proj`, `down_proj`, where a branch joins the stream | `initializer_range` / sqrt(2 x `num_hidden_layers`) |
-    | RMSNorm scales | all 1 |
+    | `o_proj`, `down_proj`, at the end of a residual branch | `initializer_range` / sqrt(2 x `num_hidden_layers`) |
+    | RMSNorm scales | 0; all are 1 |
     """
 
     config: NanoLlamaConfig
@@ -229,7 +229,7 @@ class NanoLlamaPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if getattr(module, "ends_branch", False):
-            # 2 branches a layer add up in the residual stream; this keeps its variance independent of depth (GPT-2).
+            # Each layer adds 2 branches to the residual stream; this keeps its variance independent of depth (GPT-2).
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.weight, mean=0.0, std=std)
 
@@ -292,7 +292,7 @@ class NanoLlamaModel(NanoLlamaPreTrainedModel):
 
 
 class NanoLlamaForCausalLM(NanoLlamaPreTrainedModel, GenerationMixin):
-    """NanoLlama with the head that predicts the next token."""
+    """NanoLlama with a language modelling head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -319,9 +319,9 @@ class NanoLlamaForCausalLM(NanoLlamaPreTrainedModel, GenerationMixin):
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         r"""
-        labels (`torch.LongTensor` of shape `(batch, time)`): usually `input_ids`; shifted by one here; -100: no target.
-            With `num_items_in_batch` the loss is the targets' sum divided by it, otherwise their mean, in nats.
-        logits_to_keep (`int` or index tensor): positions, counted from the end, whose logits are wanted; 0 means all.
+        labels (`torch.LongTensor` of shape `(batch, time)`): usually `input_ids`, shifted by one here; -100: no target.
+            The loss in nats is the sum over targets, divided by `num_items_in_batch` if given, else by their number.
+        logits_to_keep (`int` or index tensor): number or indices of the last positions to get logits; 0 means all.
         """
         outputs = self.model(
             input_ids=input_ids,

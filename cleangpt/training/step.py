@@ -1,4 +1,4 @@
-"""One optimizer step: reproducible randomness, an exact gradient however it is accumulated, one safe update."""
+"""One optimizer step: reproducible randomness, a gradient that does not depend on how it is accumulated, one update."""
 
 import contextlib
 
@@ -7,11 +7,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from . import schedules
-from .data.loader import Batch
-from .launch import agree
-from .loss import sum_nats
+from ..data.loader import Batch
+from ..models.loss import sum_nats
+from ..recipe import schedules
+from .launch import any_process
 from .optim import apply_updates, set_hyperparameters
+from .run import TrainingRun
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
@@ -20,14 +21,14 @@ def step_seed(seed: int, step: int, process: int) -> int:
 
 
 def seed_dropout(seed: int, device: torch.device) -> None:
-    """`torch.manual_seed` for the CPU and `device` alone: to seek every other kind costs half a millisecond."""
+    """`torch.manual_seed` for the CPU and `device` only: looking for every other kind takes half a millisecond."""
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
 
 
 def accumulate(accelerator: Accelerator, model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Adds up the gradient of the mean loss over all targets of a step, however they are split.
+    """Accumulates the gradient of the mean loss over all targets of a step, however they are split.
 
     Returns:
         This process's part of that mean loss, in nats; the parts of all processes add up to it.
@@ -37,37 +38,35 @@ def accumulate(accelerator: Accelerator, model: nn.Module, batch: Batch) -> torc
         last = i == len(batch.micro_batches) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             loss = sum_nats(accelerator, model, micro_batch) / batch.num_targets
-            accelerator.backward(loss * accelerator.num_processes)  # processes average their gradients: undone here
+            accelerator.backward(loss * accelerator.num_processes)  # undoes the average that processes take
         total = total + loss.detach()
     return total
 
 
 def update(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizers: list,
-    values: schedules.Values,
-    max_grad_norm: float | None,
-    loss: torch.Tensor,
-    stop: bool,
+    run: TrainingRun, values: schedules.Values, loss: torch.Tensor, stop: bool
 ) -> tuple[torch.Tensor, bool, bool]:
     """Updates the weights at this step's rate and weight decay, unless loss or gradient are not finite.
 
     Args:
-        loss: what `accumulate` returned. stop: whether this process was asked to stop.
+        run: with gradients in its model.
+        values: of the schedules.
+        loss: what `accumulate` returned.
+        stop: whether this process was asked to stop.
 
     Returns:
         The gradient's norm before clipping; whether the update was made; whether any process was asked to stop. The
         last two are the same on all processes.
     """
-    set_hyperparameters(optimizers, values.lr, values.weight_decay)
-    grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
-    # With a scaler, as fp16 needs, an infinite gradient is usual and the scaler's to deal with.
-    is_bad = not torch.isfinite(loss) or (accelerator.scaler is None and not torch.isfinite(grad_norm))
-    is_bad, stop = agree(accelerator, is_bad, stop)
+    set_hyperparameters(run.optimizers, values.lr, values.weight_decay)
+    limit = run.recipe.training.max_grad_norm or float("inf")
+    grad_norm = run.accelerator.clip_grad_norm_(run.model.parameters(), limit)
+    # An infinite gradient is usual under a scaler, as fp16 needs one, and the scaler handles it.
+    is_bad = not torch.isfinite(loss) or (run.accelerator.scaler is None and not torch.isfinite(grad_norm))
+    is_bad, stop = any_process(run.accelerator, is_bad, stop)
     if is_bad:
-        for optimizer in optimizers:
+        for optimizer in run.optimizers:
             optimizer.zero_grad(set_to_none=True)
     else:
-        apply_updates(optimizers)
+        apply_updates(run.optimizers)
     return grad_norm, not is_bad, stop

@@ -1,0 +1,44 @@
+"""Perplexity, bits per token and bits per byte, from the nats that a model needs for each text.
+
+    metric = evaluate.load("cleangpt/evaluation/metrics/perplexity")   # a path: nothing is downloaded
+    metric.compute(nats=[31.2, 27.9], targets=[16, 16], bytes=[16, 18])
+
+`evaluate` reads the imports line by line, so each has its own.
+"""
+
+import math
+
+import datasets
+import evaluate
+
+DESCRIPTION = "Perplexity and its logarithms, weighted by tokens, however the text is cut into rows and batches."
+INPUTS = """
+Args:
+    nats (`list` of `float`): -ln of the probability that the model gives to the targets of each text.
+    targets (`list` of `float`): number of tokens to predict in each text.
+    bytes (`list` of `float`): UTF-8 bytes of each text.
+Returns:
+    `loss`, nats per target; `perplexity`, e^loss; `bits_per_token`, loss / ln 2; `bits_per_byte`, nats / ln 2 / bytes,
+    which compares models with different tokenizers.
+"""
+
+
+def from_sums(nats: float, num_targets: float, num_bytes: float | None = None) -> dict[str, float]:
+    """The figures of a split from its sums, `bits_per_byte` only if `num_bytes` is given.
+
+    Perplexity stops at e^700, near the largest float.
+    """
+    loss = nats / num_targets
+    figures = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "bits_per_token": loss / math.log(2)}
+    return figures if num_bytes is None else figures | {"bits_per_byte": nats / math.log(2) / num_bytes}
+
+
+class Perplexity(evaluate.Metric):
+    """What `evaluate.load` returns."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = datasets.Features({name: datasets.Value("float64") for name in ("nats", "targets", "bytes")})
+        return evaluate.MetricInfo(DESCRIPTION, citation="", features=features, inputs_description=INPUTS)
+
+    def _compute(self, nats: list[float], targets: list[float], bytes: list[float]) -> dict[str, float]:
+        return from_sums(math.fsum(nats), sum(targets), sum(bytes))

@@ -1,0 +1,51 @@
+"""Figures of a model other than its loss: FLOPs, size of its updates, norms of its weights."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def flops_per_token(model: PreTrainedModel) -> int:
+    """Floating-point operations of training on one token, forward and backward, in sequences as long as its positions.
+
+    6 per weight in a matrix product, and 12 x layers x width x context for attention (PaLM, arXiv 2204.02311, appendix
+    B). As is usual, causal attention counts in full, and recomputation not at all.
+    """
+    config = model.config
+    products = model.num_parameters(exclude_embeddings=True)
+    if config.tie_word_embeddings:
+        products += config.vocab_size * config.hidden_size  # the head, an embedding by name
+    attention = 12 * config.num_hidden_layers * config.hidden_size * config.max_position_embeddings
+    return 6 * products + attention
+
+
+def copy_weights(model: nn.Module) -> list[torch.Tensor]:
+    """A copy of each trained weight, or of this process's shard of it."""
+    return [weight.detach().clone() for weight in model.parameters() if weight.requires_grad]
+
+
+@torch.no_grad()
+def update_ratio(before: list[torch.Tensor], model: nn.Module) -> float:
+    """Norm of the update since `copy_weights` made `before`, over the norm of `before`; usually about 1e-3."""
+    after = [weight.detach() for weight in model.parameters() if weight.requires_grad]
+    return _norm(list(torch._foreach_sub(after, before))) / _norm(before)
+
+
+@torch.no_grad()
+def weight_norms(model: nn.Module) -> dict[str, float]:
+    """`weight_norm/` and a layer's name (`transformer.h.0`) to the norm of its weights as one vector.
+
+    Layers are the members of the model's list of blocks, and the modules outside it.
+    """
+    groups: dict[str, list[torch.Tensor]] = {}
+    for name, weight in model.named_parameters():
+        parts = name.removeprefix("module.").split(".")
+        number = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts) - 2)
+        groups.setdefault(".".join(parts[: number + 1]), []).append(weight.detach())
+    return {f"weight_norm/{name}": _norm(weights) for name, weights in groups.items()}
+
+
+def _norm(tensors: list[torch.Tensor]) -> float:
+    """Norm of all tensors as one vector, shards of other processes included: every process has to call it."""
+    norms = torch._foreach_norm(tensors)
+    return torch.stack([norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]).norm().item()

@@ -1,0 +1,184 @@
+"""Checks of a recipe that concern several keys, the model's own configuration, or this machine's files and packages."""
+
+import dataclasses
+import difflib
+import glob
+import importlib.util
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .keys import ARITHMETIC, FILES, Data, Recipe
+from .schedules import WSD_DECAY
+from .wording import allowed, nearest
+
+Mistakes = Iterator[tuple[list[str], str]]  # the keys concerned, the one to report first; what is wrong
+
+
+def check_keys(recipe: Recipe) -> Mistakes:
+    """What is wrong with any section but `model`."""
+    yield from _check_arithmetic(recipe) if recipe.data.path in ARITHMETIC else _check_text(recipe)
+    split, train = recipe.data.split, recipe.tokenizer.train
+    if split is not None and ("train" not in split or sum(split.values()) > 1 + 1e-9):
+        yield ["data.split"], f"expected fractions that add up to at most 1, train among them, got {dict(split)}"
+    if train is not None and train.kind == "char" and train.vocab_size is not None:
+        message = "char takes as many ids as there are characters, remove the key"
+        yield ["tokenizer.train.vocab_size", "tokenizer.train.kind"], message
+    yield from _check_training(recipe)
+    yield from _check_schedules(recipe)
+    for package in recipe.tracking.trackers:
+        if importlib.util.find_spec(package) is None:
+            yield ["tracking.trackers"], f"{package} is not installed: pip install {package}"
+    if recipe.hub.push or recipe.hub.repo_id is not None:
+        from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+        try:
+            validate_repo_id(recipe.repo_id)
+        except HFValidationError as error:
+            yield ["hub.repo_id", "hub.push", "run.name"], str(error)
+
+
+def check_model(model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Checks the `model` section against the model's configuration class, which by itself accepts any key.
+
+    Returns:
+        The section with every key under its standard name, and the problems by key.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    model = {key: value for key, value in model.items() if value is not None}
+    ours = {key: value for key, value in model.items() if key in ("model_type", "init_from", "attn_implementation")}
+    for key, value in ours.items():
+        if not isinstance(value, str):
+            return model, {f"model.{key}": f"expected text, got {value!r}"}
+    model_type = ours.get("model_type")
+    if model_type is None and "init_from" in ours:
+        return model, {}  # the configuration comes with the weights
+    causal = ["nanogpt", "nanollama", *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
+    if model_type not in causal:
+        near = difflib.get_close_matches(str(model_type), causal, n=1) or ["nanogpt"]
+        message = "expected nanogpt, nanollama or a causal language model of transformers"
+        return model, {"model.model_type": f"{message}, got {model_type!r}, did you mean {near[0]}?"}
+
+    config_class: Any = CONFIG_MAPPING[model_type]
+    fields = {field.name: field.type for field in dataclasses.fields(config_class)}
+    own = sorted((fields.keys() | config_class.attribute_map) - {f.name for f in dataclasses.fields(PreTrainedConfig)})
+    problems: dict[str, str] = {}
+    written: dict[str, str] = {}  # standard name -> name in the recipe
+    for key in model.keys() - ours.keys():
+        name = config_class.attribute_map.get(key, key)
+        if name not in fields and key not in config_class.attribute_map:
+            problems[f"model.{key}"] = f"unknown key of {model_type}, {nearest(key, own)}"
+        elif name in written:
+            problems[f"model.{key}"] = f"the same as model.{written[name]}, give one of them"
+        else:
+            written[name] = key
+    standard = {name: model[key] for name, key in written.items()}
+    good = dict(standard)
+    for name, value in standard.items():
+        try:
+            for validate in config_class.__validators__.get(name, ()):
+                validate(value)
+        except (TypeError, ValueError):
+            problems[f"model.{written[name]}"] = f"expected {allowed(fields[name])}, got {good.pop(name)!r}"
+    heads, groups = good.get("num_attention_heads"), good.get("num_key_value_heads")
+    if heads and groups is not None and (groups < 1 or heads % groups):
+        message = f"expected a divisor of num_attention_heads {heads}, got {good.pop('num_key_value_heads')}"
+        problems[f"model.{written['num_key_value_heads']}"] = message
+    try:
+        AutoConfig.for_model(model_type, **good)
+    except Exception as error:  # each configuration class raises its own kinds
+        message = str(error.__cause__ or error).strip().split("\n")[0]
+        name, _, rest = message.partition(": ")  # ours begin with the key: "dropout: expected a number ..."
+        known = name in fields
+        problems.setdefault(f"model.{written.get(name, name)}" if known else "model", rest if known else message)
+    return {**ours, **standard}, problems
+
+
+def _check_arithmetic(recipe: Recipe) -> Mistakes:
+    data = recipe.data
+    if data.data_files is not None:
+        message = f"{data.path} is generated and reads no file, got {data.data_files!r}"
+        yield ["data.data_files", "data.path"], message
+    if recipe.tokenizer.path is not None or recipe.tokenizer.train is not None:
+        yield ["tokenizer", "data.path"], f"{data.path} has its own tokenizer, remove the section"
+    if data.block_size is not None:
+        message = f"one problem of {data.path} is one sequence, remove the key, got {data.block_size}"
+        yield ["data.block_size", "data.path"], message
+    if data.min_digits is not None and data.min_digits > data.num_digits:
+        message = f"expected at most num_digits {data.num_digits}, got {data.min_digits}"
+        yield ["data.min_digits", "data.num_digits"], message
+    if not data.zero_pad and not data.signs:
+        message = "without signs only zero_pad separates the operands, set one of them to true"
+        yield ["data.signs", "data.zero_pad"], message
+    if data.num_digits > 4 and recipe.evaluation.num_problems is None:
+        keys = ["evaluation.num_problems", "data.num_digits", "data.path"]
+        yield keys, "expected a number: there are too many problems of more than 4 digits to grade all of them"
+    if recipe.checkpoint.metric == "eval/bits_per_byte":
+        yield ["checkpoint.metric", "data.path"], f"{data.path} has no bytes, got eval/bits_per_byte"
+
+
+def _check_text(recipe: Recipe) -> Mistakes:
+    data, tokenizer = recipe.data, recipe.tokenizer
+    if (tokenizer.path is None) == (tokenizer.train is None):
+        keys = ["tokenizer", "tokenizer.path", "tokenizer.train", "data.path"]
+        yield keys, "expected one of path and train, with the other null"
+    if data.template is not None:
+        yield from _check_template(data, data.template)
+    if data.path in FILES and not data.data_files:
+        yield ["data.data_files", "data.path"], f"data.path {data.path} needs files, got {data.data_files}"
+    elif data.path not in FILES and Path(data.path).suffix and Path(data.path).is_file():
+        message = f"expected text, json, parquet, csv or a Hub id, got the file {data.path!r}: "
+        yield ["data.path"], f"{message}use --data.path=text --data.data_files={data.path}"
+    patterns = [file for files in data.files.values() for file in files if data.path in FILES and "://" not in file]
+    for pattern in patterns:
+        matches = glob.glob(pattern, recursive=True)
+        wrong = [] if matches else [f"expected an existing file, got {pattern!r}"]
+        wrong += [f"expected a file, got the folder {match!r}" for match in matches if Path(match).is_dir()]
+        wrong += [f"expected text, got the empty file {match!r}" for match in matches if not Path(match).stat().st_size]
+        yield from ((["data.data_files", "data.path"], message) for message in wrong)
+    if recipe.checkpoint.metric == "eval/accuracy":
+        message = f"only arithmetic has an accuracy, got eval/accuracy for data.path {data.path}"
+        yield ["checkpoint.metric", "data.path"], message
+
+
+def _check_template(data: Data, template: str) -> Mistakes:
+    expected = f"expected columns in braces, as in {{question}} {{answer}}, got {template!r}"
+    try:
+        columns = data.columns
+    except ValueError as error:
+        yield ["data.template"], f"{expected}: {error}"
+        return
+    if not columns or any(not name or set(name) & set(".[") for name in columns):
+        yield ["data.template"], expected
+    elif data.path == "text":
+        message = "lines of text have no columns, expected json, parquet, csv or a Hub id as data.path"
+        yield ["data.template", "data.path"], message
+
+
+def _check_training(recipe: Recipe) -> Mistakes:
+    training, name = recipe.training, recipe.run.name or ""
+    if (training.max_steps is None) == (training.max_epochs is None):
+        keys = ["training.max_steps", "training.max_epochs"]
+        yield keys, "expected one of max_steps and max_epochs, with the other null"
+    if training.micro_batch_size is not None and training.micro_batch_size > training.batch_size:
+        message = f"expected at most batch_size {training.batch_size}, got {training.micro_batch_size}"
+        yield ["training.micro_batch_size", "training.batch_size"], message
+    if Path(name).is_absolute() or ".." in Path(name).parts or name.startswith("."):
+        yield ["run.name"], f"expected a folder's name inside run.output_dir, got {name!r}"
+
+
+def _check_schedules(recipe: Recipe) -> Mistakes:
+    for name in ("lr", "weight_decay", "accumulation"):
+        schedule = getattr(recipe.schedule, name)
+        keys = [f"schedule.{name}.{key}" for key in ("decay_ratio", "warmup_ratio", "style", "begin", "end")]
+        usual = WSD_DECAY if schedule.style == "wsd" else 0
+        decay = usual if schedule.decay_ratio is None else schedule.decay_ratio
+        if schedule.warmup_ratio + decay > 1 + 1e-9:
+            yield keys[:3], f"expected at most 1 - warmup_ratio {schedule.warmup_ratio}, got {decay}"
+        if schedule.style == "power" and (schedule.end == 0 or (name != "lr" and schedule.begin == 0)):
+            yield [keys[4], *keys[2:]], "the power style multiplies its way from begin to end and needs both above 0"
+        if name == "accumulation" and min(schedule.begin, schedule.end) < 1:
+            message = f"expected factors from 1, got begin {schedule.begin} and end {schedule.end}"
+            yield [keys[3], keys[4]], message

@@ -1,0 +1,348 @@
+"""The recipe: every knob of an experiment on one page. `reading.py` reads it from YAML and the command line.
+
+A recipe and its sections are immutable; `section.model_copy(update={...})` makes a changed copy.
+"""
+
+import string
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from yaml import safe_dump
+
+ARITHMETIC = ("addition", "multiplication")
+FILES = ("text", "json", "parquet", "csv")
+
+
+class ReadOnly(dict):
+    """A mapping inside a recipe."""
+
+    def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
+        raise TypeError("a recipe is immutable")
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
+    def __reduce__(self) -> tuple:
+        return ReadOnly, (dict(self),)  # pickle and copy would fill an empty one
+
+
+# The text in each annotation says in errors and in `--help` what the key may hold.
+Count = Annotated[int, Field(ge=1), "a whole number from 1"]
+Natural = Annotated[int, Field(ge=0), "a whole number from 0"]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1), "a whole number from 0 to 2^63 - 1"]
+Positive = Annotated[float, Field(gt=0), "a number above 0"]
+NonNegative = Annotated[float, Field(ge=0), "a number from 0"]
+Fraction = Annotated[float, Field(ge=0, le=1), "a number from 0 to 1"]
+BelowOne = Annotated[float, Field(ge=0, lt=1), "a number from 0 to below 1"]
+Text = Annotated[str, Field(min_length=1, coerce_numbers_to_str=True), "text"]
+Precision = Annotated[
+    Literal["no", "bf16", "fp16", "auto"],
+    BeforeValidator(lambda value: "no" if value is False else value),  # YAML reads a bare `no` as false
+]
+
+
+class Section(BaseModel):
+    """Keys that belong together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Run(Section):
+    """Where the run lives."""
+
+    name: Text | None = None
+    """Name of the run's folder in `output_dir`; by default the recipe's file name."""
+    output_dir: Text = "outputs"
+    """Folder that holds the runs."""
+    seed: Seed = 42
+    """Seed of initial weights, sample order, dropout and the split of arithmetic problems."""
+    overwrite: bool = False
+    """Delete the run in this folder and start again."""
+
+
+class TokenizerTraining(Section):
+    """How to train a tokenizer on the train split."""
+
+    kind: Literal["char", "bpe"] = "bpe"
+    """`char`: one id per character; `bpe`: byte-level byte-pair encoding with GPT-2's pre-tokenizer."""
+    vocab_size: Count | None = None
+    """Number of ids, special tokens included (`bpe` only); 4,096 by default."""
+
+
+class Tokenizer(Section):
+    """Text to ids. Arithmetic has its own tokenizer and needs neither key."""
+
+    path: Text | None = None
+    """A saved tokenizer's folder, or a Hub id."""
+    train: TokenizerTraining | None = None
+    """Train one on this recipe's text instead."""
+
+
+class Data(Section):
+    """What to train on."""
+
+    path: Text
+    """`text`, `json`, `parquet` or `csv` for files, a Hub id, or `addition` or `multiplication` (generated)."""
+    name: Text | None = None
+    """Configuration of the Hub dataset."""
+    revision: Text | None = None
+    """Branch, tag or commit of the Hub dataset."""
+    data_files: (
+        Text | tuple[Text, ...] | Annotated[dict[str, Text | tuple[Text, ...]], AfterValidator(ReadOnly)] | None
+    ) = None
+    """A file, glob pattern or URL, a list of them, or a mapping from split to them."""
+    split: Annotated[dict[str, Positive], AfterValidator(ReadOnly)] | None = None
+    """Fractions of the train split, cut in order (text by characters, tables by rows, problems by index); null means
+    train 0.9 and validation 0.1, or train 0.7, validation 0.15 and test 0.15 for arithmetic. Ignored for text that
+    comes with a validation split."""
+    text_column: Text = "text"
+    """Column that holds the text."""
+    template: Text | None = None
+    """A row's text from several columns, instead of `text_column`: `{question} {answer}`, say."""
+    block_size: Count | None = None
+    """Targets per sequence, in tokens; by default `model.max_position_embeddings`. Arithmetic has its own length."""
+    packing: Literal["windows", "blocks", "documents"] = "windows"
+    """`windows`: any offset of the token stream; `blocks`: cut end to end; `documents`: `blocks` in which no document
+    sees another."""
+    num_proc: Count | None = None
+    """Processes that tokenize; null leaves it to the tokenizer's own threads."""
+    fingerprint: Text | None = None
+    """Hash of the built data. A run writes it into its recipe, and refuses other text, tokenizer or splits from then
+    on."""
+    num_digits: Count = 3
+    """Arithmetic: the most digits of an operand; every pair of numbers is equally likely."""
+    min_digits: Count | None = None
+    """Arithmetic: operands of `min_digits` to `num_digits` digits, with every pair of lengths equally often in
+    training."""
+    signs: bool = True
+    """Arithmetic: write the operator and the equals sign, `85+50=531` rather than `8550531`."""
+    reverse_answer: bool = True
+    """Arithmetic: write the answer's last digit first, the order in which carries are known."""
+    zero_pad: bool = True
+    """Arithmetic: pad operands and answer with zeros to a fixed width."""
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that hold the text."""
+        if self.template is None:
+            return [self.text_column]
+        return [name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None]
+
+    @property
+    def files(self) -> dict[str, tuple[str, ...]]:
+        """`data_files` as a mapping from split to files."""
+        by_split = self.data_files if isinstance(self.data_files, dict) else {"train": self.data_files or ()}
+        return {split: (files,) if isinstance(files, str) else files for split, files in by_split.items()}
+
+
+class EarlyStopping(Section):
+    """When to stop before `max_steps`."""
+
+    patience: Count | None = None
+    """Evaluations without a better `checkpoint.metric` after which training stops; null never stops early."""
+    min_delta: NonNegative = 0.0
+    """Smallest change that counts as better."""
+
+
+class Training(Section):
+    """How long, how much at a time, and in which precision."""
+
+    max_steps: Count | None = None
+    """Optimizer steps."""
+    max_epochs: Positive | None = None
+    """Passes over the train split, instead of `max_steps`: as many steps as it takes to draw that many targets."""
+    batch_size: Count = 64
+    """Sequences per optimizer step, over all processes."""
+    micro_batch_size: Count | None = None
+    """Sequences per forward pass of one process, from which the number of micro-steps follows; by default a process's
+    whole share."""
+    macro_batch: Count = 250
+    """Optimizer steps between two boundaries, where evaluation and checkpoints happen."""
+    mixed_precision: Precision = "auto"
+    """`auto` takes bf16 where the hardware has it and the model is wide enough to gain, else fp16 on a GPU, else no."""
+    compile: bool = False
+    """Compile the model: half a minute before the first step, faster steps after it."""
+    max_grad_norm: Positive | None = 1.0
+    """Gradients are scaled down to this norm; null leaves them alone."""
+    max_skipped: Natural = 3
+    """Updates in a row that may be skipped, because loss or gradient are not finite, before the run stops."""
+    early_stopping: EarlyStopping = EarlyStopping()
+    resume: Text = "auto"
+    """`auto` resumes the run in the folder, `never` refuses to. A checkpoint's folder rewinds its run to it or, under
+    another `run.name`, starts a branch."""
+
+
+class Optimizer(Section):
+    """How weights follow gradients."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """`adamw` (arXiv 1711.05101), or `muon` for the hidden matrices with `adamw` for the rest."""
+    lr: Positive = 1e-3
+    """The peak learning rate."""
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
+    """Decay rates of AdamW's running means of gradient and squared gradient."""
+    eps: Positive = 1e-8
+    """Added to AdamW's denominator."""
+    weight_decay: NonNegative = 0.1
+    """Decoupled weight decay of matrices and embeddings; biases and norms have none."""
+
+
+class Schedule(Section):
+    """A factor that goes from `begin` to `end`."""
+
+    style: Literal["constant", "linear", "cosine", "power"] = "constant"
+    """Shape of the decay."""
+    warmup_ratio: Fraction = 0.0
+    """Share of the steps that stays at `begin` first."""
+    decay_ratio: Fraction | None = None
+    """Share of the steps that goes from `begin` to `end`; null means all the rest."""
+    begin: NonNegative = 1.0
+    """Factor at the start."""
+    end: NonNegative = 1.0
+    """Factor at the end."""
+
+
+class LrSchedule(Section):
+    """Factor on `optimizer.lr`."""
+
+    style: Literal["constant", "linear", "cosine", "power", "wsd"] = "cosine"
+    """Shape of the decay; `wsd` stays at the peak and decays at the very end."""
+    warmup_ratio: Fraction = 0.05
+    """Share of the steps that rises linearly from `begin` to the peak."""
+    decay_ratio: Fraction | None = None
+    """Share of the steps that decays to `end`; null means all after the warm-up (`wsd`: the last fifth)."""
+    begin: NonNegative = 0.0
+    """Factor before the warm-up."""
+    end: NonNegative = 0.1
+    """Factor after the decay."""
+
+
+class Schedules(Section):
+    """Factors that change over the run, as functions of step / `max_steps`."""
+
+    lr: LrSchedule = LrSchedule()
+    weight_decay: Schedule = Schedule()
+    """Factor on `optimizer.weight_decay`."""
+    accumulation: Schedule = Schedule()
+    """Whole-number factor on `training.batch_size`: more sequences per step, at the same memory."""
+
+
+class Evaluation(Section):
+    """What is measured on the validation split at boundaries."""
+
+    every: Count = 1
+    """Macro-batches between two evaluations."""
+    batch_size: Count = 64
+    """Sequences per forward pass of one process."""
+    max_batches: Count | None = None
+    """Batches per evaluation, over all processes; null means the whole split."""
+    prompts: tuple[Text, ...] = ()
+    """Texts to continue at each evaluation, always with the same seed; an unknown character is read as `<unk>`."""
+    num_problems: Count | None = None
+    """Arithmetic: problems to grade at each evaluation; null means all. The end of a run grades the whole test split,
+    at most 200,000 problems."""
+
+
+class Checkpoint(Section):
+    """What is kept of the run."""
+
+    every: Count = 1
+    """Macro-batches between two checkpoints."""
+    keep_last: Count = 1
+    """Newest checkpoints to keep."""
+    keep_best: Natural = 0
+    """Best checkpoints to keep besides; the best model itself is always in `best/`."""
+    metric: Literal[
+        "eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/accuracy", "train/loss", "grad_norm"
+    ] = "eval/loss"
+    """Decides what is best, and when to stop early: `eval/accuracy` counts upwards, the others downwards."""
+
+
+class Tracking(Section):
+    """Where metrics go besides `metrics.jsonl`."""
+
+    trackers: tuple[Literal["wandb", "trackio", "tensorboard"], ...] = ()
+    """Trackers to write to."""
+    project: Text = "cleangpt"
+    """Name of the project there."""
+    log_every: Count = 10
+    """Steps between two lines of training metrics."""
+
+
+class Hub(Section):
+    """Publishing on the Hugging Face Hub."""
+
+    push: bool = False
+    """Push each new best model, and the final one."""
+    repo_id: Text | None = None
+    """`user/name`; by default the last part of `run.name`, in the token's namespace."""
+    private: bool = True
+    """Visible to its owner only."""
+    every: Count | None = None
+    """Macro-batches between two pushes; null pushes only a new best model and the final one."""
+
+
+class Branch(Section):
+    """Where a run branched from another one; runs write this section themselves."""
+
+    checkpoint: Text
+    """Folder of the checkpoint that gave weights, optimizer state and step."""
+    step: Natural
+    """Its step."""
+    sequences: Natural
+    """Sequences drawn by then: where the branch enters the order of samples. 0 if the data differs."""
+    changes: Annotated[dict[str, Any], AfterValidator(ReadOnly)] = ReadOnly()
+    """Each key in which the two recipes differ, with its old and its new value."""
+
+
+class Recipe(Section):
+    """One experiment."""
+
+    data: Data
+    run: Run = Run()
+    model: Annotated[dict[str, Any], AfterValidator(ReadOnly)] = ReadOnly()
+    """`model_type` (`nanogpt`, `nanollama`, or any causal language model of transformers, `qwen3` say), any key of that
+    model's configuration (null removes it; without `num_key_value_heads` each head has its own keys and values),
+    `attn_implementation` (by default chosen from hardware and length), and `init_from` (a folder or Hub id whose
+    weights to start from)."""
+    tokenizer: Tokenizer = Tokenizer()
+    training: Training = Training()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedules = Schedules()
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    tracking: Tracking = Tracking()
+    hub: Hub = Hub()
+    branched_from: Branch | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, `outputs/adder` say."""
+        return Path(self.run.output_dir, self.run.name or "")
+
+    @property
+    def repo_id(self) -> str:
+        """The repository on the Hub, `user/name`, or `name` in the token's namespace."""
+        return self.hub.repo_id or self.folder.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Sections, keys and values as plain Python."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The recipe as a file that `load_recipe` reads back to an equal one."""
+        return safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def changed(self, **sections: dict[str, Any]) -> "Recipe":
+        """A copy with other values: `recipe.changed(training={"max_steps": 5})`."""
+        return self.model_copy(
+            update={name: getattr(self, name).model_copy(update=keys) for name, keys in sections.items()}
+        )
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones: `{"optimizer": {"lr": 1}}` becomes `{"optimizer.lr": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

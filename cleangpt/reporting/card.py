@@ -1,0 +1,176 @@
+"""The model card, which is also the run's report: README.md from the template card.md, and curves.png."""
+
+import io
+import json
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from matplotlib.figure import Figure
+
+from ..files import digest
+from ..recipe.keys import ARITHMETIC, FILES, Data, Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a card says, as plain values: a background thread writes it while training goes on."""
+
+    recipe: Recipe  # as resolved
+    model_type: str
+    native: str | None  # the plain architecture it exports to (gpt2, llama, qwen3); None if it is transformers' own
+    parameters: int
+    step: int
+    tokens: int
+    elapsed_s: float
+    stopped_early: bool
+    metrics: dict[str, float]  # "eval/loss": 1.2, "test/accuracy": 0.9, ...
+    split_sizes: dict[str, int]  # problems (arithmetic) or tokens (text) in each split
+    positions: int  # tokens of a training sequence
+    example: str  # a prompt
+    num_processes: int
+    hardware: str  # `describe_hardware`
+    samples: tuple[str, ...] | None = None  # texts written by the final model; None while training
+
+
+def write_card(folder: Path, report: Report) -> None:
+    """Writes the README.md of a saved model and, for the final model, curves.png."""
+    recipe, data = report.recipe, report.recipe.data
+    final, samples = report.samples is not None, report.samples or ()
+    if final:
+        draw_curves(recipe.folder / "metrics.jsonl", folder / "curves.png")
+    prompt = json.dumps(report.example, ensure_ascii=False)  # a Python literal too
+    backticks = max((len(run) for run in re.findall("`+", "".join(samples))), default=0)
+    card = ModelCard.from_template(
+        card_metadata(report),
+        str(Path(__file__).with_name("card.md")),
+        report=report,
+        recipe=recipe,
+        final=final,
+        location=str(recipe.folder / ("final" if final else "best")),  # see `published_card`
+        dataset=dataset_name(data),
+        arithmetic=data.path in ARITHMETIC,
+        on_hub=is_on_hub(data),
+        licence=dataset_license(data.path) if final and is_on_hub(data) else None,  # asks the Hub only once a run
+        prompt=prompt,
+        pipeline=shlex.quote(
+            f'import transformers; print(transformers.pipeline("text-generation", "exported")({prompt}))'
+        ),
+        fence="`" * max(3, backticks + 1),
+        versions=", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "accelerate")),
+        command=train_command(report.num_processes),
+    )
+    card.save(folder / "README.md")
+
+
+def published_card(files: dict[str, Path], repo_id: str) -> dict[str, bytes]:
+    """A model's README.md with its repository in place of its folder, and the manifest.json that fits it.
+
+    `from_pretrained("outputs/adder/final")` becomes `from_pretrained("me/adder")`, and so does the folder wherever else
+    it appears.
+
+    Args:
+        files: the model's, by name.
+        repo_id: `user/name`.
+
+    Returns:
+        The files that change; none if there is no card, or it loads nothing.
+    """
+    text = files["README.md"].read_text(encoding="utf-8") if "README.md" in files else ""
+    location = re.search(r'from_pretrained\("([^"]+)"', text)
+    if location is None:
+        return {}
+    changed = {"README.md": text.replace(location[1], repo_id).encode()}
+    if "manifest.json" in files:
+        manifest = json.loads(files["manifest.json"].read_text())
+        manifest["README.md"] = digest(io.BytesIO(changed["README.md"]))
+        changed["manifest.json"] = json.dumps(manifest, indent=1).encode()
+    return changed
+
+
+def card_metadata(report: Report) -> ModelCardData:
+    """The card's YAML header, with the metrics as evaluation results."""
+    data, source = report.recipe.data, report.recipe.model.get("init_from")
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=data.path,
+            dataset_name=dataset_name(data),
+            dataset_split="test" if metric.startswith("test/") else "validation",
+            metric_type=metric.split("/")[1],
+            metric_value=value,
+        )
+        for metric, value in report.metrics.items()
+    ]
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["cleangpt", report.model_type],
+        datasets=[data.path] if is_on_hub(data) else None,
+        base_model=source if source is not None and not Path(source).exists() else None,
+        model_name=report.recipe.run.name,
+        eval_results=results or None,
+    )
+
+
+def is_on_hub(data: Data) -> bool:
+    """Whether the training data is a dataset on the Hub."""
+    return data.path not in (*ARITHMETIC, *FILES)
+
+
+def dataset_name(data: Data) -> str:
+    """The training data's name: the kind of problem, the Hub id, or the file names."""
+    if data.path in ARITHMETIC:
+        return f"{data.num_digits}-digit {data.path}"
+    names = [file.rsplit("/", 1)[-1] for files in data.files.values() for file in files]
+    return ", ".join(names) or data.path
+
+
+def dataset_license(path: str) -> str | None:
+    """The licence of a dataset on the Hub; None if it states none or the Hub does not answer."""
+    try:
+        card = HfApi().dataset_info(path, timeout=5).card_data
+    except Exception:  # offline, gated, ...
+        return None
+    return card.get("license") if card is not None else None
+
+
+def train_command(num_processes: int) -> str:
+    """The command that was typed or, for a run started from Python, an equivalent one."""
+    launcher = "python" if num_processes == 1 else f"torchrun --nproc_per_node={num_processes}"
+    typed = sys.argv if Path(sys.argv[0]).name == "train.py" else ["train.py", "recipe.yaml"]
+    return f"{launcher} {shlex.join(typed)}"
+
+
+def draw_curves(metrics: Path, picture: Path) -> None:
+    """Draws loss, learning rate and, for arithmetic, accuracy over the steps as a PNG file.
+
+    Args:
+        metrics: a run's `metrics.jsonl`.
+        picture: the file to write.
+    """
+    lines = pandas.read_json(metrics, lines=True).set_index("step").dropna(axis="columns", how="all")
+    panels = {
+        "loss (nats per token)": ["train/loss", "eval/loss"],
+        "learning rate": ["lr"],
+        "accuracy": ["eval/accuracy"],
+    }
+    panels = {title: found for title, keys in panels.items() if (found := [key for key in keys if key in lines])}
+    # Not `DataFrame.plot`: it imports pyplot, which picks a backend for the whole process.
+    figure = Figure(figsize=(4 * len(panels), 3), layout="constrained")
+    for axes, (title, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for key in keys:
+            axes.plot(lines[key].dropna(), label=key, marker="." if key.startswith("eval/") else "")
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        if len(keys) > 1:
+            axes.legend(frameon=False)
+        if title == "accuracy":
+            axes.set_ylim(-0.02, 1.02)
+    figure.savefig(picture, dpi=120)

@@ -1,0 +1,157 @@
+"""Publishing on the Hugging Face Hub, in the background: no failure of the Hub touches the run.
+
+    best/, final/ ──> snapshot ──> waits (only the newest) ──> one commit ──> on the Hub
+                      (hard links)                                 └──────> failed: the newest is reported at the end
+
+A push is a single commit, so the repository never mixes two models.
+"""
+
+import os
+import queue
+import re
+import shlex
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, get_token
+from huggingface_hub.utils import disable_progress_bars
+
+from .card import published_card
+
+SILENCE_S = 60.0  # a connection that is silent for so long has failed
+MIN_SPEED = 500_000  # bytes per second of the slowest upload worth waiting for
+RUN_FILES = ("recipe.yaml", "metrics.jsonl")  # in the run's folder, published with the model
+# All that a saved model may consist of: a push deletes what a model of another kind left behind.
+MODEL_FILES = re.compile(
+    r"(config|generation_config|manifest|special_tokens_map|tokenizer\w*|vocab)\.json|merges\.txt|chat_template\.jinja"
+    r"|model.*\.safetensors(\.index\.json)?|(configuration|modeling)_\w+\.py|curves\.png"
+)
+
+
+def push_folder(
+    folder: Path, repo_id: str, private: bool, message: str, beside: dict[str, Path] | None = None, kind: str = "model"
+) -> str:
+    """Uploads a folder as one commit, to a new repository if necessary.
+
+    Args:
+        folder: a saved model, or built data, which keeps its folder's name in the repository.
+        repo_id: `user/name`, or `name` in the token's namespace.
+        private: visible to its owner only.
+        message: of the commit.
+        beside: further files and folders by their path in the repository.
+        kind: `model` or `dataset`.
+
+    Returns:
+        The repository's full id.
+
+    Raises:
+        ConnectionError: if the commit was not made, with a message that says why and holds no token.
+    """
+    files: dict[str, Path] = {}
+    api, session = HfApi(), get_session()
+    timeout, session.timeout = session.timeout, SILENCE_S  # by default huggingface_hub waits forever
+    try:
+        for place, source in {folder.name if kind == "dataset" else "": folder, **(beside or {})}.items():
+            names = glob("**", root_dir=source, recursive=True) if source.is_dir() else [""]  # no hidden files
+            files |= {Path(place, name).as_posix(): source / name for name in names if (source / name).is_file()}
+        if not files:
+            raise FileNotFoundError(f"no files in {folder}")  # deleted meanwhile; must not empty the repository
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=kind).repo_id
+        info = api.repo_info(repo_id, repo_type=kind, timeout=SILENCE_S)
+        if private and not info.private:
+            raise ValueError(f"{repo_id} is public; set hub.private: false, or make it private there")
+        there = {file.rfilename for file in info.siblings or ()}  # type: ignore[union-attr]
+        stale = filter(MODEL_FILES.fullmatch, there - files.keys()) if kind == "model" else ()
+        added = [CommitOperationAdd(*file) for file in (files | published_card(files, repo_id)).items()]
+        api.create_commit(repo_id, [*added, *map(CommitOperationDelete, stale)], commit_message=message, repo_type=kind)
+    except Exception as error:  # network and Hub raise many kinds
+        text, token = " ".join(f"{type(error).__name__}: {error}".split()), get_token()
+        raise ConnectionError(text.replace(token, "***") if token else text) from None
+    finally:
+        session.timeout = timeout
+    return repo_id
+
+
+@dataclass
+class Push:
+    """A model on its way to the Hub."""
+
+    folder: Path
+    snapshot: Path  # its files as they were, hard links where the disk has them
+    message: str
+    error: str = "it did not answer in time"  # "" once the commit is made
+
+
+class Publisher:
+    """Pushes a run's models one at a time, in a thread that never holds up the run.
+
+    Args:
+        repo_id: as in `push_folder`.
+        private: as in `push_folder`.
+        run_folder: holds `recipe.yaml` and `metrics.jsonl`.
+        active: whether to push at all.
+    """
+
+    def __init__(self, repo_id: str, private: bool, run_folder: Path, active: bool):
+        self.repo_id, self.private, self.run_folder, self.active = repo_id, private, run_folder, active
+        self.newest: Push | None = None
+        self.waiting: queue.SimpleQueue[Push | None] = queue.SimpleQueue()  # one push, or None to end the thread
+        # Not `HfApi.run_as_future`: at exit Python joins the threads of its pool, however long the Hub is silent.
+        self.thread = threading.Thread(target=self._work, daemon=True)
+        if active:
+            self.thread.start()
+
+    def push(self, folder: Path, message: str) -> None:
+        """Takes a snapshot of a saved model and returns; a push that still waits is dropped."""
+        if not self.active or not folder.is_dir():  # no best model yet
+            return
+        snapshot = Path(tempfile.mkdtemp(prefix=".push-", dir=self.run_folder))
+        try:  # hard links survive the folder's replacement
+            shutil.copytree(folder, snapshot, copy_function=os.link, dirs_exist_ok=True)
+        except OSError:  # the disk has none
+            shutil.copytree(folder, snapshot, dirs_exist_ok=True)
+        for name in RUN_FILES:
+            shutil.copy2(self.run_folder / name, snapshot)  # copies, since the run still writes to them
+        with suppress(queue.Empty):
+            if older := self.waiting.get_nowait():
+                shutil.rmtree(older.snapshot)
+        self.newest = Push(folder, snapshot, message)
+        self.waiting.put(self.newest)
+
+    def _work(self) -> None:
+        while push := self.waiting.get():
+            if push is self.newest:  # neither superseded nor given up
+                try:
+                    with disable_progress_bars():  # they would break the run's own
+                        push_folder(push.snapshot, self.repo_id, self.private, push.message)
+                    push.error = ""
+                except ConnectionError as error:
+                    push.error = str(error)
+            shutil.rmtree(push.snapshot, ignore_errors=True)
+
+    def close(self, say: Callable[[str], None], wait: bool = True) -> None:
+        """Ends the thread; if the newest push is not on the Hub, says why and how to repeat it.
+
+        Args:
+            say: prints a line.
+            wait: for the newest push, at most as long as an upload of its size may take.
+        """
+        push = self.newest
+        self.waiting.put(None)
+        if push is None:
+            return
+        if wait:
+            size = sum(path.stat().st_size for path in push.folder.rglob("*"))
+            self.thread.join(SILENCE_S + 2 * size / MIN_SPEED)  # an older one may be under way before it
+        self.newest = None
+        for snapshot in self.run_folder.glob(".push-*"):  # those of a killed run too
+            shutil.rmtree(snapshot, ignore_errors=True)
+        if push.error:
+            say(f"not pushed to the Hub: {push.error}. To push it again:")
+            say(f"  python scripts/push_to_hub.py {shlex.quote(str(push.folder))} {self.repo_id}")

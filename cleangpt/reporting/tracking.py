@@ -1,0 +1,198 @@
+"""Metrics: `metrics.jsonl`, the progress bar and the trackers, from one place that knows when each is due."""
+
+import json
+import logging
+import math
+import os
+import re
+import secrets
+import sys
+import textwrap
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pandas
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
+from matplotlib.image import imread
+from torch import Tensor
+from tqdm import tqdm
+
+from ..files import write_file
+from ..hardware import peak_flops, peak_memory
+from ..recipe.keys import Recipe, flatten
+from ..recipe.schedules import Values
+
+logger = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Writes the metrics of one run. Every process has one; only the main process writes.
+
+    Args:
+        accelerator: with its trackers.
+        recipe: as resolved.
+        step: the steps already done.
+        elapsed_s: the seconds they took.
+        token_flops: the model's `flops_per_token`.
+    """
+
+    def __init__(self, accelerator: Accelerator, recipe: Recipe, step: int, elapsed_s: float, token_flops: int):
+        self.accelerator, self.file = accelerator, recipe.folder / "metrics.jsonl"
+        self.log_every, self.max_steps = recipe.tracking.log_every, recipe.training.max_steps
+        self.began = time.perf_counter() - elapsed_s
+        self.last: tuple[float, int] | None = None  # time and tokens since which speed is measured
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+        peak = torch.tensor(peak_flops(accelerator.device, half, torch.get_num_threads()), device=accelerator.device)
+        self.peak_tokens = accelerator.reduce(peak, "sum").item() / token_flops  # per second
+        if accelerator.is_main_process:
+            _cut_after(self.file, step)
+        if recipe.tracking.trackers:
+            values = flatten(recipe.to_dict()).items()
+            config = {key: value if isinstance(value, int | float | str) else str(value) for key, value in values}
+            options = _tracker_options(recipe, step) if accelerator.is_main_process else {}
+            accelerator.init_trackers(recipe.tracking.project, config, options)
+        self.trackers = accelerator.trackers if accelerator.is_main_process else []
+        for tracker in self.trackers:
+            if tracker.name == "wandb":  # all curves over our step, so that a resumed run continues them
+                tracker.tracker.define_metric("step")
+                tracker.tracker.define_metric("*", step_metric="step")
+        hidden = not (accelerator.is_main_process and sys.stderr.isatty())
+        self.bar = tqdm(total=self.max_steps, initial=step, unit="step", desc=recipe.run.name, disable=hidden)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of the run, those before restarts included."""
+        return time.perf_counter() - self.began
+
+    def is_due(self, step: int) -> bool:
+        """Whether `step` gets a line of training metrics."""
+        return step == 1 or step % self.log_every == 0 or step == self.max_steps
+
+    def log_step(
+        self, step: int, tokens: int, loss: Tensor, grad_norm: Tensor, values: Values, ratio: float | None
+    ) -> dict[str, float]:
+        """Logs a step and returns its metrics, without speeds; {} if no line is due, with nothing read from the device.
+
+        Args:
+            step: its number, from 1.
+            tokens: targets of the run so far.
+            loss: this process's part of the mean loss.
+            grad_norm: before clipping.
+            values: what the schedules say for the step.
+            ratio: `update_ratio`, if a line is due.
+        """
+        self.bar.update()
+        self.last = self.last or (time.perf_counter(), tokens)
+        if not self.is_due(step):
+            return {}
+        loss_value = self.accelerator.reduce(loss, "sum").item()
+        metrics = {"train/loss": loss_value, **values._asdict(), "grad_norm": float(grad_norm), "update_ratio": ratio}
+        shown = {"loss": f"{loss_value:.3f}", "lr": f"{values.lr:.1e}"}
+        (then, before), now = self.last, time.perf_counter()
+        speed = {}
+        if tokens > before:
+            speed["tokens_per_second"] = (tokens - before) / (now - then)
+            speed["mfu"] = speed["tokens_per_second"] / self.peak_tokens
+            shown |= {"tok/s": f"{speed['tokens_per_second']:,.0f}", "mfu": f"{speed['mfu']:.0%}"}
+        self.last = now, tokens
+        self.write(step, tokens, {**metrics, **speed})
+        shown["memory"] = f"{peak_memory(self.accelerator.device) / 1e9:.2f} GB"
+        self.bar.set_postfix(shown)
+        if self.bar.disable:
+            self.say(f"step {step}/{self.max_steps}  " + "  ".join(f"{name} {value}" for name, value in shown.items()))
+        return metrics
+
+    def log_evaluation(self, step: int, tokens: int, metrics: dict[str, float], watched: dict[str, float]) -> None:
+        """Logs an evaluation and other metrics of the boundary; the time since the last step is no training."""
+        self.last = None
+        self.write(step, tokens, {**metrics, **watched})
+        shown = "  ".join(f"{name.removeprefix('eval/')} {metrics[name]:.4f}" for name in metrics if "eval" in name)
+        self.say(f"step {step}/{self.max_steps}  validation: {shown}")
+
+    def write(self, step: int, tokens: int, metrics: dict[str, float]) -> None:
+        """Writes one line of `metrics.jsonl`, and the same to the trackers under the run's own step."""
+        values = {"tokens": tokens, "elapsed_s": round(self.elapsed_s, 3), **metrics}
+        if self.accelerator.is_main_process:
+            with open(self.file, "a") as file:
+                finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+                file.write(json.dumps({"step": step, **finite}) + "\n")
+        for tracker in self.trackers:
+            _log(tracker, values, step)
+
+    def log_samples(self, step: int, samples: list[str]) -> None:
+        """Prints texts that the model wrote, and gives them to the trackers."""
+        for text in samples:
+            self.say(f"--- a sample\n{text}\n---")
+        for tracker in self.trackers:
+            if tracker.name == "tensorboard":
+                indented = [textwrap.indent(text, "    ") for text in samples]  # so that Markdown leaves them alone
+                tracker.log({f"sample/{number}": text for number, text in enumerate(indented)}, step=step)
+            else:
+                table = pandas.DataFrame({"step": step, "text": samples})
+                _log(tracker, {"samples": import_module(tracker.name).Table(dataframe=table)}, step)
+
+    def log_picture(self, step: int, name: str, path: Path) -> None:
+        """Gives a PNG file to the trackers."""
+        for tracker in self.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({name: imread(path)[None, :, :, :3]}, step=step, dataformats="NHWC")
+            else:
+                _log(tracker, {name: import_module(tracker.name).Image(str(path))}, step)
+
+    def say(self, text: str) -> None:
+        """Prints above the progress bar, once for all processes."""
+        if self.accelerator.is_main_process:
+            self.bar.write(text, file=sys.stdout)
+
+    def close(self) -> None:
+        """Ends the bar and the trackers."""
+        self.bar.close()
+        if self.accelerator.trackers:
+            self.accelerator.end_training()
+
+
+def _cut_after(file: Path, step: int) -> None:
+    """Drops the lines after `step`, which a resumed run writes again, and any incomplete line."""
+    if file.exists():
+        lines = re.findall(r'^(\{"step": (\d+), .*\})$', file.read_text(errors="replace"), re.MULTILINE)
+        write_file(file, "".join(f"{line}\n" for line, number in lines if step and int(number) <= step))
+
+
+def _log(tracker: GeneralTracker, values: dict[str, Any], step: int) -> None:
+    """Gives values to a tracker under our `step`."""
+    key = {} if tracker.name == "trackio" else {"step": step}  # trackio reserves the key
+    # Not as wandb's own step, below which it drops values; `define_metric` draws over the key instead.
+    tracker.log(key | values, **({} if tracker.name == "wandb" else {"step": step}))
+
+
+def _tracker_options(recipe: Recipe, step: int) -> dict[str, dict[str, Any]]:
+    """What each tracker needs to name the run, and to resume it if `step` is not 0."""
+    name, folder = recipe.run.name, recipe.folder
+    options: dict[str, dict[str, Any]] = {tracker: {} for tracker in recipe.tracking.trackers}
+    if "tensorboard" in options and step:
+        options["tensorboard"]["purge_step"] = step + 1  # hides the steps that were not kept
+    if "trackio" in options:
+        options["trackio"] = {"name": name, "resume": "allow" if step else "never"}
+    if "wandb" in options:
+        file = folder / "wandb" / "id"
+        if not step or not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(secrets.token_hex(4))
+        options["wandb"] = {"id": file.read_text(), "name": name, "dir": str(folder), "resume": "allow"}
+        options["wandb"]["mode"] = os.environ.get("WANDB_MODE") or ("online" if _is_logged_in() else "offline")
+    return options
+
+
+def _is_logged_in() -> bool:
+    """Whether wandb is reachable with an account; otherwise it would ask for one, or end the run."""
+    import wandb
+
+    try:
+        return wandb.login(prompt=False)
+    except wandb.errors.Error as error:
+        logger.warning(f"wandb writes offline, `wandb sync` uploads it later: {error}")
+        return False

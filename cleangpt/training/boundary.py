@@ -1,0 +1,118 @@
+"""What happens between macro-batches and at the end of a run: evaluation, saving, the report."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from ..data.arithmetic import ArithmeticSplit
+from ..data.packing import TextSplit
+from ..evaluation.evaluate import MAX_GRADED, continue_texts, evaluate, final_samples
+from ..hardware import describe_hardware
+from ..models.statistics import weight_norms
+from ..reporting.card import Report, write_card
+from .checkpoint import take_snapshot, write_checkpoint, write_model
+from .run import TrainingRun
+
+
+def end_macro_batch(run: TrainingRun) -> None:
+    """Evaluates, and saves the best model, a checkpoint and a push to the Hub, each when it is due."""
+    recipe, progress, folder = run.recipe, run.progress, run.recipe.folder
+    macro_batch, last = -(-progress.step // recipe.training.macro_batch), progress.step == run.max_steps
+    progress.metrics, progress.boundary, better = {}, progress.step, False
+    if macro_batch % recipe.evaluation.every == 0 or last:
+        progress.metrics = evaluate_validation(run)
+    if progress.step == 0:
+        return
+    if progress.metrics:
+        better = progress.update_best(recipe.checkpoint.metric, recipe.training.early_stopping)
+    due = macro_batch % recipe.checkpoint.every == 0 or last or progress.stopped_early
+    save(run, folder / "best" if better else None, due)
+    if recipe.hub.push and (better if recipe.hub.every is None else macro_batch % recipe.hub.every == 0):
+        run.saver.submit(run.publisher.push, folder / "best", f"Best model, pushed at step {progress.step}")
+
+
+def evaluate_validation(run: TrainingRun) -> dict[str, float]:
+    """Measures the validation split, lets the model continue the recipe's prompts, and logs both."""
+    recipe, progress, evaluation = run.recipe, run.progress, run.recipe.evaluation
+    split = run.data.splits["validation"]
+    num_rows = evaluation.num_problems if isinstance(split, ArithmeticSplit) else None
+    figures = evaluate(run.accelerator, run.model, split, evaluation.batch_size, evaluation.max_batches, num_rows)
+    metrics = {f"eval/{name}": value for name, value in figures.items()}
+    watched = run.loader.coverage(progress.step) | weight_norms(run.model)
+    run.tracker.log_evaluation(progress.step, progress.tokens, metrics, watched)
+    if evaluation.prompts:
+        model, seed = run.accelerator.unwrap_model(run.model), recipe.run.seed
+        texts = continue_texts(model, run.data.tokenizer, evaluation.prompts, seed, 100)
+        run.tracker.log_samples(progress.step, texts)
+    return metrics
+
+
+def save(run: TrainingRun, folder: Path | None, checkpoint: bool, samples: tuple[str, ...] | None = None) -> None:
+    """Copies the state of the run, and writes a model's folder, a checkpoint, or both in the background.
+
+    Args:
+        run: all processes call it.
+        folder: `best` or `final`, or None.
+        checkpoint: whether to write one.
+        samples: texts of the final model, which make its card the run's report.
+    """
+    if folder is None and not checkpoint:
+        return
+    run.saver.wait()
+    run.progress.elapsed_s = run.tracker.elapsed_s
+    snapshot = take_snapshot(run.accelerator, run.model, run.optimizers)
+    model, tokenizer = run.accelerator.unwrap_model(run.model), run.data.tokenizer
+    if folder is not None:
+        card = partial(write_card, report=make_report(run, samples))
+        run.saver.submit(write_model, folder, model, snapshot.weights, tokenizer, card)
+    if checkpoint:
+        run.saver.submit(write_checkpoint, model, snapshot, tokenizer, replace(run.progress), run.recipe)
+
+
+def make_report(run: TrainingRun, samples: tuple[str, ...] | None) -> Report:
+    """What the card of a model of this run says."""
+    network, progress, splits = run.accelerator.unwrap_model(run.model), run.progress, run.data.splits
+    native = {"nanogpt": "gpt2", "nanollama": "qwen3" if getattr(network.config, "use_qk_norm", False) else "llama"}
+    return Report(
+        recipe=run.recipe,
+        model_type=network.config.model_type,
+        native=native.get(network.config.model_type),
+        parameters=network.num_parameters(),
+        step=progress.step,
+        tokens=progress.tokens,
+        elapsed_s=progress.elapsed_s,
+        stopped_early=progress.stopped_early,
+        metrics=dict(progress.metrics),
+        split_sizes={n: s.num_targets + 1 if isinstance(s, TextSplit) else len(s) for n, s in splits.items()},
+        positions=splits["train"].sequence_length,
+        example=run.data.example,
+        num_processes=run.accelerator.num_processes,
+        hardware=describe_hardware(run.accelerator.device, run.accelerator.num_processes),
+        samples=samples,
+    )
+
+
+def finish(run: TrainingRun) -> Path:
+    """Grades the test split, writes `final`, shows what the model can do and how to load it."""
+    recipe, data, say, final = run.recipe, run.data, run.tracker.say, run.recipe.folder / "final"
+    model, split = run.accelerator.unwrap_model(run.model), data.splits.get("test")
+    if split is not None:
+        num_rows = min(len(split), MAX_GRADED) if isinstance(split, ArithmeticSplit) else len(split)
+        figures = evaluate(run.accelerator, run.model, split, recipe.evaluation.batch_size, num_rows=num_rows)
+        run.progress.metrics = run.progress.metrics | {f"test/{name}": value for name, value in figures.items()}
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        say(f"test split, {num_rows:,} sequences: {shown}")
+    samples = final_samples(model, data, recipe)
+    if isinstance(data.splits["validation"], ArithmeticSplit):
+        order = ", last digit first" if recipe.data.reverse_answer else ""
+        say(f"held-out problems with the model's answers{order}:\n  " + samples[0].replace("\n", "\n  "))
+    save(run, final, False, tuple(samples))
+    run.saver.wait()
+    run.accelerator.wait_for_everyone()
+    run.tracker.log_picture(run.progress.step, "curves", final / "curves.png")
+    run.publisher.push(final, f"Final model, step {run.progress.step}")
+    say(f"The model is in {final}. To load it:")
+    say(f'  import cleangpt; model = transformers.AutoModelForCausalLM.from_pretrained("{final}")')
+    run.publisher.close(say)
+    run.tracker.close()
+    return final

@@ -1,0 +1,271 @@
+"""Checkpoints: everything a run needs to resume, in safetensors and JSON.
+
+    checkpoints/step-00000500/model/                   a `from_pretrained` folder with its tokenizer
+                              optimizer.safetensors    state of every optimizer, by weight
+                              state.json               what else a run knows, see `Progress`
+                              recipe.yaml              the recipe as resolved
+                              manifest.json            size and SHA-256 of every other file
+
+`files.py` ensures that such a folder is there completely or not at all.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+from torch.optim import Optimizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import UserError
+from ..files import is_whole, remove_at_once, write_folder
+from ..models.build import no_progress_bars
+from ..recipe.keys import Checkpoint, EarlyStopping, Recipe
+
+FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on the main process only
+State = dict[str, dict[str, torch.Tensor]]  # weight's name -> entry (`exp_avg`, say) -> tensor
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run knows besides weights and optimizer state."""
+
+    step: int = 0
+    """Completed optimizer steps."""
+    tokens: int = 0
+    """Targets trained on."""
+    elapsed_s: float = 0.0
+    """Seconds, added up over restarts."""
+    metrics: dict = dataclasses.field(default_factory=dict)
+    """The latest evaluation."""
+    metric: str | None = None
+    """The `checkpoint.metric` that the next four fields are about."""
+    best: float | None = None
+    """Its best value so far."""
+    best_step: int | None = None
+    """Step of that evaluation."""
+    evaluations_without_gain: int = 0
+    """Evaluations since then, which early stopping counts."""
+    stopped_early: bool = False
+    """Whether early stopping ended the run."""
+    boundary: int = -1
+    """Step of the latest boundary whose work is done. If a signal arrives just before a boundary, the resumed run does
+    that boundary's work."""
+    skipped: int = 0
+    """Steps in a row, up to this one, whose update was skipped."""
+    logged: dict = dataclasses.field(default_factory=dict)
+    """The latest training metrics that were logged."""
+
+    def update_best(self, metric: str, early_stopping: EarlyStopping) -> bool:
+        """Takes in the latest evaluation, decides whether the run stops early, and returns whether it is the best."""
+        if self.metric != metric:
+            self.metric, self.best, self.best_step, self.evaluations_without_gain = metric, None, None, 0
+        value = (self.logged | self.metrics)[metric]
+        gain = math.inf if self.best is None else (value - self.best) * (1 if metric == "eval/accuracy" else -1)
+        if not math.isfinite(value):
+            gain = -math.inf  # never the best, not even as the first
+        self.evaluations_without_gain = 0 if gain > early_stopping.min_delta else self.evaluations_without_gain + 1
+        patience = early_stopping.patience
+        self.stopped_early = patience is not None and self.evaluations_without_gain >= patience
+        if gain > 0:
+            self.best, self.best_step = value, self.step
+        return gain > 0
+
+
+def step_of(folder: Path) -> int | None:
+    """The step of a checkpoint's folder: 500 for `step-00000500`, None for any other name."""
+    match = re.fullmatch(r"step-(\d+)", folder.name)
+    return int(match[1]) if match else None
+
+
+def list_checkpoints(run_folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    steps = {folder: step_of(folder) for folder in (run_folder / "checkpoints").glob("step-*")}
+    own = {folder: step for folder, step in steps.items() if step is not None}
+    return [folder for folder in sorted(own, key=lambda f: own[f]) if folder.is_dir() and not folder.is_symlink()]
+
+
+def newest_checkpoint(run_folder: Path) -> Path | None:
+    """The newest checkpoint that is whole, or None if there is no checkpoint.
+
+    Raises:
+        UserError: if there are checkpoints and none is whole.
+    """
+    folders = list_checkpoints(run_folder)
+    for folder in reversed(folders):
+        if is_whole(folder):
+            return folder
+    if folders:
+        message = "every checkpoint is damaged, set run.overwrite to start again"
+        raise UserError((str(run_folder / "checkpoints"), message))
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A copy of what changes from step to step, in the memory of the main process; empty on the others."""
+
+    weights: dict[str, torch.Tensor]
+    optimizers: State
+    scaler: dict | None
+
+
+def take_snapshot(accelerator: Accelerator, model: nn.Module, optimizers: Sequence[Optimizer]) -> Snapshot:
+    """Copies weights and optimizer state; all processes call it. Training may continue as soon as it returns."""
+    weights = accelerator.get_state_dict(model)
+    everything: Any = get_optimizer_state_dict(model, _unwrap(optimizers), options=FULL_STATE)
+    if not accelerator.is_main_process:
+        return Snapshot({}, {}, None)
+    copies: dict[tuple, torch.Tensor] = {}  # by place in memory, so that tied weights stay tied
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        place = (tensor.device, tensor.data_ptr(), tensor.shape)
+        if place not in copies:
+            copies[place] = tensor.detach().to("cpu", copy=True)
+        return copies[place]
+
+    weights = {name: copy(weight) for name, weight in weights.items()}
+    state = {
+        weight: {entry: copy(value) for entry, value in entries.items()}
+        for weight, entries in everything.get("state", {}).items()
+    }
+    return Snapshot(weights, state, None if accelerator.scaler is None else accelerator.scaler.state_dict())
+
+
+class Saver:
+    """Writes snapshots in the background, in order, while training continues; only the main process writes.
+
+    There is one snapshot at a time: `wait` for the last one before taking the next.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.pool = ThreadPoolExecutor(1, "saver") if accelerator.is_main_process else None
+        self.pending: list[Future] = []
+
+    def submit(self, write: Callable[..., None], *args: Any) -> None:
+        """Calls `write(*args)` after everything submitted before it."""
+        if self.pool is not None:
+            self.pending.append(self.pool.submit(write, *args))
+
+    def wait(self) -> None:
+        """Waits until everything is written.
+
+        Raises:
+            OSError: if something could not be written.
+        """
+        while self.pending:
+            self.pending.pop(0).result()
+
+
+def write_model(
+    folder: Path,
+    model: PreTrainedModel,
+    weights: dict[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    write_card: Callable[[Path], None],
+) -> None:
+    """Writes a `from_pretrained` folder, into which `write_card` puts its README."""
+
+    def fill(folder: Path) -> None:
+        model.save_pretrained(folder, state_dict=dict(weights))
+        tokenizer.save_pretrained(folder)
+        write_card(folder)
+
+    with no_progress_bars():
+        write_folder(folder, fill)
+
+
+def write_checkpoint(
+    model: PreTrainedModel, snapshot: Snapshot, tokenizer: PreTrainedTokenizerBase, progress: Progress, recipe: Recipe
+) -> None:
+    """Writes `checkpoints/step-N` and deletes the checkpoints that `recipe.checkpoint` does not keep."""
+
+    def fill(folder: Path) -> None:
+        model.save_pretrained(folder / "model", state_dict=dict(snapshot.weights))
+        tokenizer.save_pretrained(folder / "model")
+        save_file(_by_entry(snapshot.optimizers), folder / "optimizer.safetensors")
+        state = {**dataclasses.asdict(progress), "scaler": snapshot.scaler}
+        (folder / "state.json").write_text(json.dumps(state, indent=1))
+        (folder / "recipe.yaml").write_text(recipe.to_yaml())
+
+    with no_progress_bars():
+        write_folder(recipe.folder / "checkpoints" / f"step-{progress.step:08d}", fill)
+    prune(recipe.folder, recipe.checkpoint)
+
+
+def load_progress(folder: Path) -> Progress:
+    """What a checkpoint says about its run.
+
+    Raises:
+        UserError: if its `state.json` is not one that a run wrote.
+    """
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        return pydantic.TypeAdapter(Progress).validate_python({k: v for k, v in state.items() if k != "scaler"})
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError((str(folder / "state.json"), f"expected the state of a run: {error}")) from error
+
+
+def load_optimizers(accelerator: Accelerator, folder: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Loads a checkpoint's optimizer state into prepared `optimizers`.
+
+    Raises:
+        UserError: if it belongs to another model or optimizer.
+    """
+    everything: Any = get_optimizer_state_dict(model, _unwrap(optimizers))
+    try:
+        saved = load_file(folder / "optimizer.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError((str(folder), f"expected optimizer.safetensors: {error}")) from error
+    expected = {name: value.shape for name, value in _by_entry(everything["state"]).items()}
+    if expected != {name: value.shape for name, value in saved.items()}:
+        raise UserError((str(folder), "holds the optimizer state of another model or optimizer"))
+    for weight, entries in everything["state"].items():
+        for entry in entries:
+            entries[entry] = saved[f"{weight}/{entry}"]
+    set_optimizer_state_dict(model, _unwrap(optimizers), everything, options=StateDictOptions(full_state_dict=True))
+    scaler = json.loads((folder / "state.json").read_text())["scaler"]
+    if scaler is not None and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(scaler)
+
+
+def prune(run_folder: Path, keep: Checkpoint) -> None:
+    """Deletes all checkpoints but the newest `keep_last` and the best `keep_best`."""
+    folders = list_checkpoints(run_folder)
+    values = {folder: _value(folder, keep.metric) for folder in folders} if keep.keep_best else {}
+    ranked = sorted(
+        (folder for folder, value in values.items() if value is not None),
+        key=lambda folder: (values[folder] or 0.0) * (-1 if keep.metric == "eval/accuracy" else 1),
+    )
+    for folder in set(folders[: -keep.keep_last]) - set(ranked[: keep.keep_best]):
+        remove_at_once(folder)
+
+
+def _value(folder: Path, metric: str) -> float | None:
+    try:
+        progress = load_progress(folder)
+    except UserError:
+        return None  # damaged, so not one of the best
+    return (progress.logged | progress.metrics).get(metric)
+
+
+def _by_entry(state: State) -> dict[str, torch.Tensor]:
+    """`transformer.wte.weight/exp_avg` to tensor. Rates and decays are not state: every step sets them."""
+    return {
+        f"{weight}/{entry}": value.contiguous() for weight, entries in state.items() for entry, value in entries.items()
+    }
+
+
+def _unwrap(optimizers: Sequence[Optimizer]) -> list[Optimizer]:
+    return [getattr(optimizer, "optimizer", optimizer) for optimizer in optimizers]

@@ -1,0 +1,131 @@
+"""The processes of a run: how they find each other, decide together, and get their Accelerator."""
+
+import atexit
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list, gather_object
+
+from ..errors import UserError
+
+Result = TypeVar("Result")
+
+
+def join_processes() -> None:
+    """Forms the group of this run's processes and sets the threads of a CPU process.
+
+    Raises:
+        UserError: if the launcher was asked for more processes than really train together.
+    """
+    num_processes = int(os.environ.get("WORLD_SIZE", 1))
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            ("num_processes", "this launcher starts one process whatever number it is given; use torchrun, or "
+             "accelerate launch --config_file recipes/accelerate/cpu_2.yaml")
+        )  # fmt: skip
+    on_cpu = not torch.accelerator.is_available()
+    if on_cpu:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        atexit.register(leave_group)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ["GROUP_WORLD_SIZE"] == "1":
+        join_restarted()
+    joined = PartialState(cpu=on_cpu).num_processes  # without `cpu`, CPU processes each train alone
+    if joined != num_processes:
+        raise UserError(("num_processes", f"asked for {num_processes} processes, but {joined} train together"))
+
+
+def leave_group() -> None:
+    """Leaves the group of processes, if any: a thread of gloo that is still running can abort the process at exit."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def join_restarted() -> None:
+    """Forms the group under a name of its own each time that torchrun restarts the processes.
+
+    torchrun's store still holds the addresses of the processes that died, and reading one blocks for half an hour
+    (pytorch#135712). On one machine all processes count the same restarts; on several they may not, and
+    `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` makes torchrun open a new store instead.
+    """
+    if torch.distributed.is_initialized():
+        return
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), size, False)
+    named = torch.distributed.PrefixStore(f"restart-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    torch.distributed.init_process_group(store=named, rank=rank, world_size=size)
+
+
+def start_accelerator(trackers: tuple[str, ...], folder: Path, mixed_precision: str) -> Accelerator:
+    """The Accelerator of the processes that `join_processes` brought together.
+
+    Args:
+        trackers: `recipe.tracking.trackers`.
+        folder: where they write.
+        mixed_precision: `no`, `bf16` or `fp16`.
+
+    Raises:
+        UserError: for DeepSpeed, whose checkpoints are pickles.
+    """
+    AcceleratorState._reset_state()  # one program may train several times, each time in another precision
+    accelerator = Accelerator(
+        cpu=PartialState().device.type == "cpu",
+        mixed_precision=mixed_precision,
+        log_with=list(trackers) or None,
+        project_dir=folder,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise UserError(("distributed_type", "expected NO, MULTI_CPU, MULTI_GPU or FSDP, got DEEPSPEED"))
+    torch.set_float32_matmul_precision("high")  # TF32 where the hardware has it
+    return accelerator
+
+
+def on_main(function: Callable[..., Result], *args: object) -> Result:
+    """Calls `function(*args)` on the main process and returns its result, or raises its `UserError`, on all of them."""
+    outcome: list = [None, []]
+    if PartialState().is_main_process:
+        try:
+            outcome[0] = function(*args)
+        except UserError as error:
+            outcome[1] = error.problems
+    result, problems = broadcast_object_list(outcome)
+    if problems:
+        raise UserError(*problems, shared=True)
+    return result
+
+
+def together(function: Callable[..., Result], *args: object) -> Result:
+    """Calls `function(*args)`, which must not communicate, on every process and waits until all have succeeded.
+
+    Raises:
+        UserError: on every process: the mistakes of the main one, and under their rank those that only others see.
+    """
+    result, problems = None, []
+    try:
+        result = function(*args)
+    except UserError as error:
+        problems = error.problems
+    main, *others = gather_object([problems])
+    main += [
+        (f"rank {rank}: {key}", message)
+        for rank, problems in enumerate(others, 1)
+        for key, message in problems
+        if (key, message) not in main
+    ]
+    if main:
+        raise UserError(*main, shared=True)
+    return result  # type: ignore[return-value]  # None only where there were problems
+
+
+def any_process(accelerator: Accelerator, *wishes: bool) -> list[bool]:
+    """Whether any process has each of the wishes; the same answer on all of them."""
+    if accelerator.num_processes == 1:
+        return list(wishes)
+    counts = torch.tensor(wishes, dtype=torch.float32, device=accelerator.device)
+    return (accelerator.reduce(counts, "sum") > 0).tolist()

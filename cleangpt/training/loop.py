@@ -1,0 +1,118 @@
+"""The loop: a recipe in, a trained model out.
+
+    each step         batch ──> micro-steps ──> one update ──> a line of metrics when it is due
+    at a boundary     evaluate on the validation split ──> keep the best ──> checkpoint ──> stop early?
+    at the end        final/, and for arithmetic the accuracy on the test split
+
+`setup.py` builds the parts, `step.py` is what happens inside a step, `boundary.py` what happens between macro-batches.
+"""
+
+import errno
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from ..errors import Stopped, UserError
+from ..models.statistics import copy_weights, update_ratio
+from ..recipe import schedules
+from ..recipe.keys import Recipe
+from .boundary import end_macro_batch, finish, save
+from .checkpoint import newest_checkpoint
+from .launch import join_processes
+from .run import TrainingRun
+from .run_folder import hold_folder
+from .setup import build_run, find_run
+from .signals import StopSignals
+from .step import accumulate, seed_dropout, step_seed, update
+
+
+def train(recipe: Recipe) -> Path:
+    """Trains the model of a recipe, resuming the run that its folder holds.
+
+    Returns:
+        The path of `final`, a `from_pretrained` folder.
+
+    Raises:
+        UserError: for a mistake in the recipe, data, checkpoint, output folder or number of processes; for a full disk.
+        Stopped: after a signal, or if training diverged.
+    """
+    with StopSignals() as signals:
+        join_processes()
+        with hold_folder(recipe.folder):
+            recipe, data, start = find_run(recipe)
+            if start.finished:
+                if PartialState().is_main_process:
+                    print(f"{recipe.folder} is finished already")
+                return recipe.folder / "final"
+            run = build_run(recipe, data, start)
+            signals.patient = True
+            try:
+                return run_steps(run, signals)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+                    raise
+                message = f"{recipe.folder} cannot be written to: {error.strerror}; once it can, the same command "
+                raise UserError(("run.output_dir", f"{message}resumes from the last checkpoint")) from error
+
+
+def run_steps(run: TrainingRun, signals: StopSignals) -> Path:
+    """The loop itself; results and errors as in `train`."""
+    recipe, progress, accelerator = run.recipe, run.progress, run.accelerator
+    while True:
+        if progress.boundary != progress.step and is_boundary(run):
+            end_macro_batch(run)
+        if progress.step == run.max_steps or progress.stopped_early:
+            return finish(run)
+        step = progress.step + 1
+        batch = run.loader.batch(step)  # a pure function of seed and step
+        values = schedules.at(recipe.schedule, recipe.optimizer, step, run.max_steps)
+        seed_dropout(step_seed(recipe.run.seed, step, accelerator.process_index), accelerator.device)
+        loss = accumulate(accelerator, run.model, batch)  # exact over all targets, one synchronisation
+        before = copy_weights(run.model) if run.tracker.is_due(step) else None
+        # Rate and weight decay set, clipped, stepped, zeroed; skipped if loss or gradient are not finite.
+        grad_norm, updated, stop = update(run, values, loss, signals.received)
+        progress.step, progress.tokens = step, progress.tokens + batch.num_targets
+        progress.skipped = 0 if updated else progress.skipped + 1
+        ratio = update_ratio(before, run.model) if before else None
+        logged = run.tracker.log_step(step, progress.tokens, loss, grad_norm, values, ratio)  # decides when it is due
+        progress.logged = logged or progress.logged
+        if not updated:
+            report_skipped_update(run, loss, grad_norm)
+        if stop:
+            save_and_stop(run)
+
+
+def is_boundary(run: TrainingRun) -> bool:
+    """Whether a macro-batch ends with the step just done; step 0 counts, to be evaluated."""
+    return run.progress.step % run.recipe.training.macro_batch == 0 or run.progress.step == run.max_steps
+
+
+def report_skipped_update(run: TrainingRun, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
+    """Reports a skipped update, and ends the run with `Stopped` after too many in a row."""
+    progress, folder = run.progress, run.recipe.folder
+    figures = f"loss {run.accelerator.reduce(loss, 'sum').item()}, gradient norm {float(grad_norm)}"
+    run.tracker.say(f"step {progress.step}: {figures}; the update was skipped ({progress.skipped} in a row)")
+    if progress.skipped <= run.recipe.training.max_skipped:
+        return
+    run.saver.wait()
+    samples = run.loader.indices(progress.step)
+    shown = ", ".join(map(str, samples[:20])) + (f" and {len(samples) - 20} more" if len(samples) > 20 else "")
+    checkpoint = newest_checkpoint(folder)
+    way_out = "there is no checkpoint; try a lower optimizer.lr"
+    if checkpoint is not None:
+        way_out = f"{checkpoint} is the last good checkpoint; to branch from it with a lower rate, add "
+        way_out += f"--training.resume={checkpoint} --run.name={run.recipe.run.name}-2 "
+        way_out += f"--optimizer.lr={run.recipe.optimizer.lr / 2:g}"
+    run.publisher.close(run.tracker.say, wait=False)
+    raise Stopped(1, f"diverged at step {progress.step}, samples {shown}: {figures}; {way_out}")
+
+
+def save_and_stop(run: TrainingRun) -> None:
+    """Saves a checkpoint and ends the run with `Stopped`."""
+    save(run, None, checkpoint=True)
+    run.saver.wait()
+    run.accelerator.wait_for_everyone()
+    run.publisher.close(run.tracker.say, wait=False)
+    run.tracker.close()
+    raise Stopped(143, f"by a signal after step {run.progress.step}, saved; the same command resumes from there")

@@ -1,0 +1,33 @@
+"""The parts of a training run."""
+
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
+
+from ..data.loader import Loader
+from ..data.prepare import PreparedData
+from ..recipe.keys import Recipe
+from ..reporting.hub import Publisher
+from ..reporting.tracking import Tracker
+from .checkpoint import Progress, Saver
+
+
+@dataclass
+class TrainingRun:
+    """What the loop works with; `setup.py` builds it."""
+
+    recipe: Recipe
+    """As resolved."""
+    accelerator: Accelerator
+    data: PreparedData
+    model: nn.Module
+    """As prepared by the accelerator."""
+    optimizers: list[AcceleratedOptimizer]
+    loader: Loader
+    tracker: Tracker
+    saver: Saver
+    publisher: Publisher
+    progress: Progress
+    max_steps: int

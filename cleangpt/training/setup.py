@@ -1,0 +1,210 @@
+"""From a recipe to the parts of its run.
+
+recipe ──> resolve: lengths, precision, attention, data, steps ──> where it starts ──> build_run: every part
+"""
+
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..data.loader import Loader, Share
+from ..data.prepare import PreparedData, prepare_data
+from ..data.tokenization import load_tokenizer
+from ..errors import UserError
+from ..hardware import choose_precision, default_device
+from ..models.build import block_size, build_model, choose_attention, config_for, load_config, load_model
+from ..models.statistics import flops_per_token
+from ..recipe.keys import ReadOnly, Recipe
+from ..recipe.schedules import sequences_per_step, steps_for
+from ..reporting.hub import Publisher
+from ..reporting.tracking import Tracker
+from .checkpoint import Progress, Saver, load_optimizers, load_progress
+from .launch import on_main, start_accelerator, together
+from .optim import build_optimizers
+from .run import TrainingRun
+from .run_folder import Start, find_start, open_folder, settle
+
+
+def load_data(recipe: Recipe) -> tuple[Recipe, PreparedData]:
+    """A copy of the recipe with its `data.block_size`, and its data, built if it is not in the cache.
+
+    Raises:
+        UserError: for data that cannot be read, or sequences longer than the model's positions.
+    """
+    recipe = recipe.changed(data={"block_size": block_size(recipe.data, recipe.model)})
+    return recipe, prepare_data(recipe)
+
+
+def resolve(recipe: Recipe, saved: Recipe | None = None) -> tuple[Recipe, PreparedData]:
+    """Makes every choice that a recipe leaves open: block size, precision, attention, fingerprint, steps.
+
+    Args:
+        recipe: as read.
+        saved: a resolved recipe whose choices of precision and attention hold, rather than this hardware's.
+
+    Returns:
+        A resolved copy, and the data.
+
+    Raises:
+        UserError: for data that cannot be read or has changed, or a model that cannot be had.
+    """
+    recipe, data = load_data(recipe)
+    if recipe.data.fingerprint not in (None, data.fingerprint):
+        expected = f"expected {recipe.data.fingerprint} (null accepts any), got {data.fingerprint}"
+        raise UserError(("data.fingerprint", f"the text, its tokenizer or its splits changed: {expected}"))
+    model, split, training = recipe.model, data.splits["train"], recipe.training
+    attention = model.get("attn_implementation") or (saved.model.get("attn_implementation") if saved else None)
+    wanted = (
+        saved.training.mixed_precision if saved and training.mixed_precision == "auto" else training.mixed_precision
+    )
+    precision = choose_precision(wanted, load_config(model).hidden_size)
+    attention = attention or choose_attention(model, split.sequence_length, precision, default_device())
+    max_steps = training.max_steps
+    if training.max_epochs is not None:
+        sequences = training.max_epochs * split.num_sequences
+        max_steps = steps_for(sequences, training.batch_size, recipe.schedule, recipe.optimizer)
+    chosen = {"mixed_precision": precision, "max_steps": max_steps, "max_epochs": None}
+    recipe = recipe.changed(data={"fingerprint": data.fingerprint}, training=chosen)
+    if attention is not None:
+        recipe = recipe.model_copy(update={"model": ReadOnly({**model, "attn_implementation": attention})})
+    return recipe, data
+
+
+def find_run(recipe: Recipe) -> tuple[Recipe, PreparedData, Start]:
+    """Resolves a recipe and finds where its run starts: decided by the main process, the same on all of them.
+
+    Raises:
+        UserError: on every process, for a mistake that any of them sees.
+    """
+    start = on_main(find_start, recipe)
+    recipe, data = together(resolve, recipe, start.saved or start.source)
+    recipe, start = on_main(settle, recipe, start)
+    together(require_same, data, recipe)
+    return recipe, data, start
+
+
+def require_same(data: PreparedData, recipe: Recipe) -> None:
+    """Refuses data other than the main process's, whose recipe this is."""
+    if data.fingerprint != recipe.data.fingerprint:
+        message = f"expected the main process's data, {recipe.data.fingerprint}, got {data.fingerprint}"
+        raise UserError(("data.fingerprint", message))
+
+
+def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
+    """Builds every part of a run; user errors are raised before anything is written.
+
+    Args:
+        recipe: as resolved.
+        data: its data.
+        start: where the run starts.
+    """
+    training, split = recipe.training, data.splits["train"]
+    accelerator = start_accelerator(recipe.tracking.trackers, recipe.folder, training.mixed_precision)
+    if training.batch_size % accelerator.num_processes:
+        message = f"expected a multiple of the {accelerator.num_processes} processes, got {training.batch_size}"
+        raise UserError(("training.batch_size", message), shared=True)
+    network, progress = together(load_start, recipe, data, start)
+    optimizers = build_optimizers(recipe.optimizer, network)
+    parameters, token_flops = network.num_parameters(), flops_per_token(network)
+    model, *optimizers = accelerator.prepare(network, *optimizers)
+    if start.checkpoint is not None:
+        load_optimizers(accelerator, start.checkpoint, model, optimizers)
+
+    on_main(open_folder, recipe, progress.step)
+    share = Share(
+        process=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        micro_batch_size=training.micro_batch_size,
+        device=accelerator.device,
+    )
+    tracker = Tracker(accelerator, recipe, progress.step, progress.elapsed_s, token_flops)
+    tracker.say(describe(recipe, parameters, accelerator, progress.step))
+    return TrainingRun(
+        recipe=recipe,
+        accelerator=accelerator,
+        data=data,
+        model=model.train(),
+        optimizers=optimizers,
+        loader=Loader(split, sequences_per_step(recipe), recipe.run.seed, share),
+        tracker=tracker,
+        saver=Saver(accelerator),
+        publisher=Publisher(
+            recipe.repo_id, recipe.hub.private, recipe.folder, recipe.hub.push and accelerator.is_main_process
+        ),
+        progress=progress,
+        max_steps=training.max_steps or 0,
+    )
+
+
+def load_start(recipe: Recipe, data: PreparedData, start: Start) -> tuple[PreTrainedModel, Progress]:
+    """The model and what else the run knows at its start, new or from a checkpoint.
+
+    A branch takes the checkpoint's weights and step, under its own configuration and with its own tokenizer's text.
+
+    Raises:
+        UserError: for weights or a tokenizer that do not fit, or prompts that leave no room for an answer.
+    """
+    split, attention = data.splits["train"], recipe.model.get("attn_implementation")
+    if start.checkpoint is None:
+        model, progress = build_model(recipe.model, data.tokenizer, split, recipe.run.seed), Progress()
+    elif start.parent is None:
+        model, progress = load_model(start.checkpoint / "model", attention), load_progress(start.checkpoint)
+    else:
+        config = config_for(recipe.model, data.tokenizer, split.sequence_length)
+        model = load_model(start.checkpoint / "model", attention, "training.resume", config=config)
+        require_tokenizer(start.checkpoint, data.tokenizer)
+        progress = load_progress(start.checkpoint)
+        if start.checkpoint == start.parent:  # what is best is the other run's
+            progress.metric, progress.stopped_early, progress.skipped = None, False, 0
+    check_prompts(recipe.evaluation.prompts, data.tokenizer, model.config.max_position_embeddings)
+    if recipe.training.compile:
+        compile_blocks(model)
+    return model, progress
+
+
+def require_tokenizer(checkpoint: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses to branch with another tokenizer than the checkpoint's."""
+    saved = load_tokenizer(checkpoint / "model", "training.resume")
+    if saved.get_vocab() != tokenizer.get_vocab():
+        message = f"expected the tokenizer of {checkpoint}: set tokenizer.path to {checkpoint / 'model'}"
+        raise UserError(("tokenizer", message))
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compiles each block of a transformers model in place; the blocks are alike, so one compilation serves them all.
+
+    In place, no key of the state dict gets a prefix.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not blocks:
+        raise UserError(("training.compile", f"{type(model).__name__} has no blocks to compile, expected false"))
+    for block in blocks:
+        block.compile()
+
+
+def describe(recipe: Recipe, parameters: int, accelerator: Accelerator, step: int) -> str:
+    """What is trained and where it starts, a line for each change of a branch."""
+    kind, processes = recipe.model.get("model_type", "model"), accelerator.num_processes
+    where = f"{processes} process{'es' if processes > 1 else ''} on {accelerator.device.type}"
+    precision = recipe.training.mixed_precision.replace("no", "float32")
+    begin = f", resuming from step {step}" if step else ""
+    lines = [f"{recipe.run.name}: {kind} with {parameters:,} parameters, {precision}, {where}{begin}"]
+    if recipe.branched_from is not None:
+        lines.append(f"branched from {recipe.branched_from.checkpoint}")
+        lines += [f"  {key}: {old!r} -> {new!r}" for key, (old, new) in recipe.branched_from.changes.items()]
+    return "\n".join(lines)
+
+
+def check_prompts(prompts: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
+    """Refuses prompts as long as the model's positions, which leave no room for an answer."""
+    lengths = {prompt: len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts}
+    mistakes = [
+        ("evaluation.prompts", f"expected less than the model's {positions} tokens, got {length}: {prompt[:40]!r}")
+        for prompt, length in lengths.items()
+        if length >= positions
+    ]
+    if mistakes:
+        raise UserError(*mistakes)

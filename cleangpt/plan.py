@@ -1,7 +1,7 @@
 """What a recipe would cost, before it runs: parameters, tokens, FLOPs, memory, disk, time, and what looks wrong.
 
-    recipe ──> data ──> two steps on fake tensors     ──> memory
-                        ten steps on this machine     ──> time
+    recipe ──> data ──> two steps on fake tensors  ──> memory
+                        ten steps on this machine  ──> time
 
 A fake tensor has a shape and no content: steps on fake tensors compute nothing, yet every allocation is tracked.
 """
@@ -12,25 +12,25 @@ import math
 import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas
 import torch
-from matplotlib.figure import Figure
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from .data.arithmetic import ArithmeticSplit
+from .data.packing import TextSplit
 from .data.prepare import PreparedData, prepare_data
-from .data.splits import IGNORED
+from .data.splits import IGNORED, Split
 from .evaluation.evaluate import MAX_GRADED, evaluate
 from .hardware import default_device
 from .models.build import config_for
 from .models.loss import in_parts, nats, nats_in_parts
 from .models.statistics import flops_per_token
 from .recipe import schedules
-from .recipe.keys import ARITHMETIC, Recipe, Schedules
+from .recipe.keys import Recipe, Schedules
 from .training.launch import join_processes
 from .training.optim import apply_updates, build_optimizers
 from .training.run_folder import Start
@@ -38,13 +38,13 @@ from .training.setup import build_run, resolve
 from .training.step import accumulate, update
 
 CPU = torch.device("cpu")
-# On a CPU a process grows by more than its tensors, because the allocator leaves holes between them.
-CPU_HOLES = 1.4
+# A CPU process grows by this many times its tensors at the peak: glibc's heap keeps holes between tensors below 32 MB.
+CPU_GROWTH = (1.2, 1.6)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes in one process. They are not all in use at once: gradients appear as activations are freed."""
+    """Bytes in one process. The parts do not add up to the peaks: gradients appear as activations are freed."""
 
     weights: int
     gradients: int
@@ -53,6 +53,8 @@ class Memory:
     """What the forward pass keeps for the backward pass, logits included."""
     peak: int
     """The most in use at once in a step."""
+    evaluation_peak: int
+    """The most in use at once in an evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +81,6 @@ class Plan:
     """With a copy of the model in each process."""
     fsdp: Memory
     """With weights, gradients and optimizer state sharded over the processes."""
-    evaluation_peak: int
-    """The most bytes in use at once in an evaluation, DDP."""
     disk: int
     """Bytes of the run's folder at its fullest: the checkpoints kept, the one being written, `best` and `final`."""
     warnings: list[str]
@@ -93,14 +93,12 @@ def make_plan(recipe: Recipe, num_processes: int = 1) -> Plan:
     Raises:
         UserError: as training would, for data or a model that cannot be had.
     """
-    recipe, data = resolve(recipe)
+    recipe, data = resolve(recipe.model_copy(update={"branched_from": None}))
     split, keep = data.splits["train"], recipe.checkpoint.keep_last + recipe.checkpoint.keep_best
-    batches = schedule_table(recipe)["sequences per step"].to_numpy()
+    batches = schedules.sequences_per_step(recipe)
     share = math.ceil(batches.max() / num_processes)
     micro_batch = min(recipe.training.micro_batch_size or share, share)
-    model, ddp, fsdp, evaluation_peak = simulate(
-        recipe, data, micro_batch, math.ceil(share / micro_batch), num_processes
-    )
+    model, ddp, fsdp = simulate(recipe, data, micro_batch, math.ceil(share / micro_batch), num_processes)
     sequences, parameters = int(batches.sum()), model.num_parameters()
     sample = split[np.arange(min(len(split), 1000))]["targets"]
     epochs = sequences / split.num_sequences
@@ -115,72 +113,51 @@ def make_plan(recipe: Recipe, num_processes: int = 1) -> Plan:
         flops=float(flops_per_token(model)) * sequences * split.sequence_length,
         ddp=ddp,
         fsdp=fsdp,
-        evaluation_peak=evaluation_peak,
         disk=(keep + 1) * (4 * parameters + ddp.optimizer) + 2 * 4 * parameters,
-        warnings=find_warnings(recipe, data, model, epochs),
+        warnings=find_warnings(recipe, split, model, epochs),
     )
-
-
-def schedule_table(recipe: Recipe) -> pandas.DataFrame:
-    """Learning rate, weight decay and sequences of each step of a resolved recipe."""
-    steps = range(1, (recipe.training.max_steps or 0) + 1)
-    values = [schedules.at(recipe.schedule, recipe.optimizer, step, len(steps)) for step in steps]
-    table = pandas.DataFrame(values, index=steps)
-    table["accumulation"] *= recipe.training.batch_size
-    return table.set_axis(["learning rate", "weight decay", "sequences per step"], axis="columns")
 
 
 def simulate(
     recipe: Recipe, data: PreparedData, micro_batch: int, micro_steps: int, num_processes: int
-) -> tuple[PreTrainedModel, Memory, Memory, int]:
-    """Trains and evaluates on fake tensors.
-
-    Args:
-        recipe: as resolved.
-        data: its data.
-        micro_batch: sequences per micro-step.
-        micro_steps: in the largest step.
-        num_processes: that train together.
+) -> tuple[PreTrainedModel, Memory, Memory]:
+    """Trains and evaluates on fake tensors, with `micro_steps` micro-steps of `micro_batch` sequences in a step.
 
     Returns:
-        The model, memory under DDP and under FSDP, and the most bytes in use at once in an evaluation.
+        The model, memory under DDP, and memory under FSDP.
     """
     length, validation = data.splits["train"].sequence_length, data.splits["validation"]
     config, attention = config_for(recipe.model, data.tokenizer, length), recipe.model.get("attn_implementation")
+    step, evaluation = MemTracker(), MemTracker()
     with FakeTensorMode():
-        with MemTracker() as tracker:
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention).train()
+        with step:
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
             optimizers = build_optimizers(recipe.optimizer, model)
             for _ in range(2):  # only the second step finds optimizer state
                 for _ in range(min(micro_steps, 2)):  # only the second micro-step finds gradients
-                    tracker.reset_mod_stats()
-                    loss = fake_loss(recipe, model, micro_batch, length)
-                    forward = tracker.get_tracker_snapshot()[CPU]
+                    step.reset_mod_stats()
+                    loss = fake_loss(recipe, model.train(), micro_batch, length)
+                    forward = step.get_tracker_snapshot()[CPU]
                     loss.backward()
                 apply_updates(optimizers)
-        evaluation = MemTracker()
         evaluation.track_external(model, *optimizers)
         with evaluation, torch.no_grad():
-            rows = min(recipe.evaluation.batch_size, len(validation))
-            fake_loss(recipe, model.eval(), rows, validation.sequence_length)
-    weights = gradients = forward["Parameter"]
-    state, activations = forward["Optstate"], forward["Activation"]
-    peak, evaluation_peak = (run.get_tracker_snapshot("peak")[CPU]["Total"] for run in (tracker, evaluation))
+            fake_loss(
+                recipe, model.eval(), min(recipe.evaluation.batch_size, len(validation)), validation.sequence_length
+            )
+    weights, state, activations = (forward[kind] for kind in ("Parameter", "Optstate", "Activation"))
+    peak, evaluation_peak = (tracker.get_tracker_snapshot("peak")[CPU]["Total"] for tracker in (step, evaluation))
     if num_processes > 1 and micro_steps == 1:
-        peak += gradients  # the buckets in which processes average them stay allocated
+        peak += weights  # the buckets in which processes average gradients stay allocated
     if default_device() == CPU:
-        peak, evaluation_peak = round(CPU_HOLES * peak), round(CPU_HOLES * evaluation_peak)
         peak += weights + state  # the copy from which a checkpoint is written while training continues
-    kept = weights + state + (gradients if max(micro_steps, num_processes) > 1 else 0)
-    gathered = gathered_bytes(model) if num_processes > 1 else 0
-    fsdp = Memory(
-        weights // num_processes,
-        gradients // num_processes,
-        state // num_processes,
-        activations + gathered,
-        peak - kept + kept // num_processes + gathered,
-    )
-    return model, Memory(weights, gradients, state, activations, peak), fsdp, evaluation_peak
+    ddp = Memory(weights, weights, state, activations, peak, evaluation_peak)
+    if num_processes == 1:
+        return model, ddp, ddp
+    gathered, shard, state_shard = gathered_bytes(model), weights // num_processes, state // num_processes
+    evaluation_peak += gathered - (weights - shard) - (state - state_shard)
+    peak += gathered - 2 * (weights - shard) - (state - state_shard)
+    return model, ddp, Memory(shard, shard, state_shard, activations + gathered, peak, evaluation_peak)
 
 
 def fake_loss(recipe: Recipe, model: PreTrainedModel, rows: int, length: int) -> torch.Tensor:
@@ -204,76 +181,54 @@ def usual_lr(parameters: int) -> float:
     return max(1e-5, 0.003239 - 0.0001395 * math.log(parameters))
 
 
-def find_warnings(recipe: Recipe, data: PreparedData, model: PreTrainedModel, epochs: float) -> list[str]:
-    """What looks wrong, one line each, beginning with the key."""
-    found, config, lr = [], model.config, recipe.optimizer.lr
-    if epochs > 40:
-        found.append(f"training: {epochs:,.0f} epochs; after 40, more of them teach next to nothing (arXiv 2305.16264)")
+def find_warnings(recipe: Recipe, split: Split, model: PreTrainedModel, epochs: float) -> list[str]:
+    """What looks wrong with a recipe, its train split and its model, one line each, beginning with the key."""
+    config, size, lr = model.config, model.config.vocab_size, recipe.optimizer.lr
     usual = usual_lr(model.num_parameters())
-    if lr > 5 * usual or (lr < usual / 10 and "init_from" not in recipe.model):
-        found.append(f"optimizer.lr: {lr:.1e} is far from {usual:.1e}, which is usual for this size (arXiv 2001.08361)")
-    if recipe.data.path not in ARITHMETIC:
-        used, size = len(pandas.unique(data.splits["train"].tokens)), config.vocab_size
-        if used < size / 2:
-            found.append(f"model.vocab_size: the train split uses {used:,} of {size:,} ids")
+    is_far = lr > 5 * usual or (lr < usual / 10 and "init_from" not in recipe.model)
+    used = len(pandas.unique(split.tokens)) if isinstance(split, TextSplit) else size
     heads = getattr(config, "num_attention_heads", None)  # none in a state-space model
     width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
-    if width % 8:
-        found.append(f"model.num_attention_heads: heads are {width} wide, attention kernels want a multiple of 8")
-    return found
+    warnings = {
+        f"training: {epochs:,.0f} epochs; after 40, more teach next to nothing (arXiv 2305.16264)": epochs > 40,
+        f"optimizer.lr: {lr:.1e} is far from {usual:.1e}, usual at this size (arXiv 2001.08361)": is_far,
+        f"model.vocab_size: the train split uses {used:,} of {size:,} ids": used < size / 2,
+        f"model.num_attention_heads: heads are {width} wide, attention kernels want a multiple of 8": width % 8 > 0,
+    }
+    return [warning for warning, applies in warnings.items() if applies]
 
 
-def measure_time(plan: Plan, steps: int = 10, limit_s: float = 60.0) -> float:
+def measure_time(plan: Plan, steps: int = 10) -> float:
     """Seconds that the run would take on this machine in one process, evaluations included.
 
-    Trains `steps` micro-steps, or fewer in `limit_s` seconds, and evaluates one batch, in a temporary folder. On a CPU
-    micro-steps are cut down to a few seconds of work.
+    Trains `steps` micro-steps, or fewer in a minute, and evaluates one batch, in a temporary folder. On a CPU a
+    micro-step is cut down to a few seconds of work.
     """
     recipe, rows = plan.recipe, plan.micro_batch
     if default_device() == CPU:
         rows = min(rows, max(1, int(2e12 / (plan.flops / plan.sequences))))
-    with tempfile.TemporaryDirectory() as folder:
-        trial = recipe.changed(
-            run={"output_dir": folder, "overwrite": False},
-            training={"max_steps": steps, "batch_size": rows, "micro_batch_size": None},
-            tracking={"trackers": ()},
-            hub={"push": False},
-        ).model_copy(update={"schedule": Schedules(), "branched_from": None})
-        with contextlib.redirect_stdout(io.StringIO()):  # what a run says about itself
-            join_processes()
-            run = build_run(trial, prepare_data(trial), Start())
-        step_s: list[float] = []
+    training = {"max_steps": steps, "batch_size": rows, "micro_batch_size": None}
+    trial = recipe.changed(training=training, tracking={"trackers": ()}, hub={"push": False})
+    trial, step_s = trial.model_copy(update={"schedule": Schedules()}), []
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        trial = trial.changed(run={"output_dir": folder})
+        join_processes()
+        run = build_run(trial, prepare_data(trial), Start())
         for step in range(1, steps + 1):
             started = time.perf_counter()
             values = schedules.at(trial.schedule, trial.optimizer, step, steps)
             update(run, values, accumulate(run.accelerator, run.model, run.loader.batch(step)), stop=False)
             step_s.append(time.perf_counter() - started)
-            if len(step_s) > 1 and sum(step_s) > limit_s:
+            if len(step_s) > 1 and sum(step_s) > 60:
                 break
         started, validation = time.perf_counter(), run.data.splits["validation"]
         evaluate(run.accelerator, run.model, validation, recipe.evaluation.batch_size, max_batches=1)
         batch_s = time.perf_counter() - started
         run.tracker.close()
-    settings, test = recipe.evaluation, len(run.data.splits.get("test", ()))
+    settings, test = recipe.evaluation, run.data.splits.get("test", ())
     problems = min(len(validation), settings.num_problems or len(validation))
     batches = min(math.ceil(problems / settings.batch_size), settings.max_batches or math.inf)
-    evaluations = 1 + math.ceil(
-        math.ceil((recipe.training.max_steps or 0) / recipe.training.macro_batch) / settings.every
-    )
-    graded = min(test, MAX_GRADED) if recipe.data.path in ARITHMETIC else test
-    evaluated = evaluations * batches + math.ceil(graded / settings.batch_size)
+    boundaries = math.ceil((recipe.training.max_steps or 0) / recipe.training.macro_batch)
+    graded = min(len(test), MAX_GRADED) if isinstance(test, ArithmeticSplit) else len(test)
+    evaluated = (1 + math.ceil(boundaries / settings.every)) * batches + math.ceil(graded / settings.batch_size)
     return plan.sequences * float(np.median(step_s[1:])) / rows + evaluated * batch_s
-
-
-def draw_schedules(recipe: Recipe, path: Path) -> None:
-    """Draws learning rate, weight decay and batch size of each step of a resolved recipe as an image file."""
-    table = schedule_table(recipe)
-    figure = Figure(figsize=(6, 6), layout="constrained")
-    for axes, (name, curve) in zip(figure.subplots(len(table.columns), sharex=True), table.items(), strict=True):
-        axes.plot(curve)
-        axes.set_ylim(0, 1.1 * max(curve.max(), 1e-12))
-        axes.set_title(name, loc="left", fontsize=10)
-        axes.grid(alpha=0.3)
-    axes.set_xlabel("step")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)

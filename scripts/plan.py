@@ -2,26 +2,31 @@
 
     python scripts/plan.py recipes/shakespeare.yaml [--num_processes 8] [--section.key=value ...]
 
-Builds the data when it is not there yet, then trains ten micro-steps in a folder of its own to tell the time
-(`--no_measurement` leaves that out). The picture shows rate, weight decay and batch over the run.
+Builds the data if it is not in the cache, then trains ten micro-steps in a temporary folder to estimate the time
+(`--no_measurement` skips that). The picture shows learning rate, weight decay and batch size over the run.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from cleangpt import UserError
 from cleangpt.errors import exit_code
-from cleangpt.plan import Memory, Plan, draw_schedules, make_plan, measure_time
+from cleangpt.hardware import default_device
+from cleangpt.plan import CPU_GROWTH, Memory, Plan, make_plan, measure_time
+from cleangpt.recipe.keys import Recipe
 from cleangpt.recipe.reading import load_recipe
+from cleangpt.recipe.schedules import at
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("recipe", help="the recipe's file; --section.key=value changes it")
-    parser.add_argument("--num_processes", type=int, default=1, help="processes that are to train together [1]")
-    parser.add_argument("--picture", type=Path, help="PNG of the schedules [beside the run's folder]")
-    parser.add_argument("--no_measurement", action="store_true", help="tell everything but the time")
+    parser.add_argument("--num_processes", type=int, default=1, help="processes that will train together [1]")
+    parser.add_argument("--picture", type=Path, help="image of the schedules [PNG beside the run's folder]")
+    parser.add_argument("--no_measurement", action="store_true", help="report everything but the time")
     arguments, overrides = parser.parse_known_args()
     recipe = load_recipe(arguments.recipe, overrides)
     if arguments.num_processes < 1 or recipe.training.batch_size % arguments.num_processes:
@@ -30,13 +35,13 @@ def main() -> None:
     picture = arguments.picture or recipe.folder.with_name(f"{recipe.run.name}-plan.png")
     plan = make_plan(recipe, arguments.num_processes)
     try:
-        draw_schedules(recipe, plan.max_steps, picture)
-    except (OSError, ValueError) as error:  # a place or a kind of picture that cannot be written
+        draw_schedules(plan.recipe, picture)
+    except (OSError, ValueError) as error:  # a folder or an image format that cannot be written
         raise UserError(("--picture", f"{picture} cannot be written: {error}")) from error
     report(plan, arguments.num_processes)
     print(f"{'schedules':24} {picture}")
     if not arguments.no_measurement:
-        seconds = measure_time(recipe, plan)
+        seconds = measure_time(plan)
         print(f"{'time, one process here':24} {duration(seconds)}")
         if arguments.num_processes > 1:
             print(f"{'time, at best':24} {duration(seconds / arguments.num_processes)} with as many devices like this")
@@ -44,16 +49,36 @@ def main() -> None:
         print(f"warning: {warning}")
 
 
+def draw_schedules(recipe: Recipe, path: Path) -> None:
+    """Draws learning rate, weight decay and batch size of each step of a resolved recipe."""
+    steps = range(1, (recipe.training.max_steps or 0) + 1)
+    values = [at(recipe.schedule, recipe.optimizer, step, len(steps)) for step in steps]
+    curves: dict[str, list[float]] = {
+        "learning rate": [value.lr for value in values],
+        "weight decay": [value.weight_decay for value in values],
+        "sequences per step": [value.accumulation * recipe.training.batch_size for value in values],
+    }
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    for axes, (name, curve) in zip(figure.subplots(3, sharex=True), curves.items(), strict=True):
+        axes.plot(steps, curve)
+        axes.set_ylim(0, 1.1 * max(*curve, 1e-12))
+        axes.set_title(name, loc="left", fontsize=10)
+        axes.grid(alpha=0.3)
+    axes.set_xlabel("step")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
 def report(plan: Plan, num_processes: int) -> None:
     """Prints the plan as a table."""
     first, last = plan.batches
     lines = {
         "parameters": f"{plan.parameters:,}",
-        "steps": f"{plan.max_steps:,}",
+        "steps": f"{plan.recipe.training.max_steps:,}",
         "tokens to learn from": f"{plan.tokens:,}",
         "epochs": f"{plan.epochs:,.2f}",
-        "sequences in a step": f"{first:,}" if first == last else f"{first:,} at the start, {last:,} at the end",
-        "in one forward pass": f"{plan.micro_batch:,} in each of {num_processes} processes",
+        "sequences per step": f"{first:,}" if first == last else f"{first:,} at the start, {last:,} at the end",
+        "per forward pass": f"{plan.micro_batch:,} in each of {num_processes} processes",
         "FLOPs": f"{plan.flops:.3g}",
         "disk": size(plan.disk),
     }
@@ -61,9 +86,11 @@ def report(plan: Plan, num_processes: int) -> None:
         print(f"{name:24} {value}")
     print(f"{'memory of a process':24} {'DDP':>9} {'FSDP':>9}")
     for name in Memory.__annotations__:
-        label = "at most at once" if name == "peak" else name
+        label = {"peak": "peak of a step", "evaluation_peak": "peak of an evaluation"}.get(name, name)
         print(f"  {label:22} {size(getattr(plan.ddp, name)):>9} {size(getattr(plan.fsdp, name)):>9}")
-    print(f"  {'in an evaluation':22} {size(plan.evaluation_peak):>9}")
+    if default_device().type == "cpu":
+        low, high = (size(round(factor * max(plan.ddp.peak, plan.ddp.evaluation_peak))) for factor in CPU_GROWTH)
+        print(f"  {'with holes in the heap':22} {low} to {high}")
 
 
 def size(count: int) -> str:

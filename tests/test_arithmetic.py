@@ -1,4 +1,4 @@
-"""Arithmetic problems: right answers, disjoint splits of exact size, targets on the answer alone."""
+"""Arithmetic problems have right answers, disjoint splits of exact sizes, and targets on the answer alone."""
 
 import itertools
 import re
@@ -23,7 +23,7 @@ def make_split(name: str = "train", seed: int = 42, **options) -> ArithmeticSpli
 
 
 def find(split: ArithmeticSplit, a: int, b: int) -> int:
-    """The index of a problem in a split that holds it."""
+    """The index of a problem in its split."""
     left, right = split.operands(np.arange(len(split)))
     return int(np.flatnonzero((left == a) & (right == b))[0])
 
@@ -62,7 +62,7 @@ def test_every_answer_is_right_and_can_be_read(path, num_digits, min_digits, rev
         assert (least or 1) <= len(str(operand)) <= num_digits
     question, answer = split.texts(index)[0]
     assert [int(number) for number in re.split(r"[+x]", question[:-1])] == [a, b]
-    assert read_answer(answer, split.section) == (a + b if path == "addition" else a * b)
+    assert read_answer(answer, split.data) == (a + b if path == "addition" else a * b)
 
 
 def test_splits_are_disjoint_whole_and_exact():
@@ -75,7 +75,7 @@ def test_splits_are_disjoint_whole_and_exact():
 
 
 def test_twelve_digits_are_cut_exactly_and_sampled():
-    """10^24 pairs, more than 64 bits can count; the splits' places follow each other without a gap."""
+    """10^24 pairs, more than 64 bits can count; the splits follow each other without a gap."""
     splits = [make_split(name, num_digits=12) for name in ("train", "validation", "test")]
     assert [split.num_problems for split in splits] == [7 * 10**23, 15 * 10**22, 15 * 10**22]
     (train,), (validation,), (test,) = (split.groups for split in splits)
@@ -110,7 +110,7 @@ def test_splits_of_mixed_lengths_are_disjoint_and_list_each_problem_once():
         assert len(set(pairs[name])) == split.num_problems
     assert sum(split.num_problems for split in splits.values()) == 10_000
     assert len(pairs["test"]) == splits["test"].num_problems
-    assert {len(str(a)) + len(str(b)) for a, b in pairs["test"][:4]} == {2, 3, 4}  # each pair of lengths from the start
+    assert {len(str(a)) + len(str(b)) for a, b in pairs["test"][:4]} == {2, 3, 4}  # lengths alternate from the start
 
 
 def test_another_seed_cuts_other_splits():

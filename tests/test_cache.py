@@ -1,4 +1,4 @@
-"""Built data is found again, built once, and never half there."""
+"""Built data is found again, built once, and never partial."""
 
 import os
 import resource
@@ -29,7 +29,7 @@ def test_a_build_is_found_again(tmp_path):
     assert len(calls) == 1
 
 
-def test_a_build_that_fails_leaves_nothing_that_counts(tmp_path):
+def test_a_failed_build_leaves_nothing_behind(tmp_path):
     def fail(folder: Path):
         (folder / "half").write_text("x")
         raise RuntimeError("killed")
@@ -40,7 +40,7 @@ def test_a_build_that_fails_leaves_nothing_that_counts(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["ingredients.json"]
 
 
-def test_what_a_killed_build_left_is_cleared_away(tmp_path):
+def test_leftovers_of_a_killed_build_are_cleared(tmp_path):
     def killed(folder: Path):
         (folder / "half").write_text("x")
         os.kill(os.getpid(), signal.SIGKILL)
@@ -53,7 +53,7 @@ def test_what_a_killed_build_left_is_cleared_away(tmp_path):
     assert not [path for path in folder.parent.iterdir() if path.name.startswith("building-")]
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path):
     def fill(folder: Path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -71,7 +71,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
     assert not (root / fingerprint({"test": str(tmp_path)})).exists()
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")
     with pytest.raises(UserError, match="cannot be used as the data cache"):
@@ -91,11 +91,11 @@ def test_builds_at_the_same_time_do_the_work_once(tmp_path):
 
 
 @given(st.dictionaries(st.text(), st.integers()), st.dictionaries(st.text(), st.integers()))
-def test_a_fingerprint_is_the_same_exactly_for_the_same(one, other):
+def test_fingerprints_are_equal_exactly_if_ingredients_are(one, other):
     assert (fingerprint(one) == fingerprint(other)) == (one == other)
 
 
-def test_files_are_told_apart_by_content(tmp_path):
+def test_files_are_distinguished_by_content(tmp_path):
     (tmp_path / "a").write_text("same")
     (tmp_path / "b").write_text("same")
     (tmp_path / "c").write_text("diff")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import faults
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -19,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.nn.parallel import DistributedDataParallel
 
 from cleangpt import NanoGPTConfig, NanoGPTForCausalLM, NanoLlamaConfig, NanoLlamaForCausalLM, load_recipe, train
-from cleangpt.data.loader import Batch, Loader
+from cleangpt.data.loader import Batch, Loader, Share
 from cleangpt.data.splits import IGNORED
 from cleangpt.models.statistics import copy_weights, update_ratio, weight_norms
 from cleangpt.training.step import accumulate
@@ -85,7 +86,8 @@ class Group:
 
 
 def batch_of(process: int, num_processes: int, micro: int) -> Batch:
-    return Loader(Ragged(), lambda step: 8, 5, 0, process, num_processes, micro, torch.device("cpu")).batch(1)
+    share = Share(device=torch.device("cpu"), process=process, num_processes=num_processes, micro_batch_size=micro)
+    return Loader(Ragged(), np.full(5, 8), 0, share).batch(1)
 
 
 def ddp_gradient(rank: int, micro: int) -> list:

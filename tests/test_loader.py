@@ -1,4 +1,4 @@
-"""The order of samples: a pure function of seed and step, the same however a step is split."""
+"""The order of samples is a pure function of seed and step, however a step is split."""
 
 import numpy as np
 import pytest
@@ -6,35 +6,35 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleangpt.data.loader import Loader
+from cleangpt.data.loader import Batch, Loader, Share
 from cleangpt.data.splits import IGNORED
 
 
 class Numbers:
     """A split whose row i is the number i, with a ragged number of targets."""
 
-    targets_per_row = None
+    sequence_length, targets_per_row = 3, None
 
-    def __init__(self, length: int):
-        self.length = length
+    def __init__(self, length: int) -> None:
+        self.num_sequences = length
 
     def __len__(self) -> int:
-        return self.length
+        return self.num_sequences
 
-    def __getitem__(self, indices) -> dict:
+    def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         rows = np.repeat(np.asarray(indices, np.int64)[:, None], 3, axis=1)
         targets = np.where(np.arange(3) <= rows % 3, rows, IGNORED)
         return {"input_ids": rows, "targets": targets}
 
 
-def loader(length=100, batch_size=7, max_steps=40, seed=1, process=0, num_processes=1, micro=None, growth=0) -> Loader:
-    def sizes(step: int) -> int:
-        return batch_size * (1 + growth * step)
+def loader(
+    length: int = 100, batch_size: int = 7, max_steps: int = 40, growth: int = 0, seed: int = 1, **share: int
+) -> Loader:
+    sizes = batch_size * (1 + growth * np.arange(1, max_steps + 1))
+    return Loader(Numbers(length), sizes, seed, Share(device=torch.device("cpu"), **share))
 
-    return Loader(Numbers(length), sizes, max_steps, seed, process, num_processes, micro, torch.device("cpu"))
 
-
-def samples(batch) -> list[int]:
+def samples(batch: Batch) -> list[int]:
     return [int(row[0]) for micro in batch.micro_batches for row in micro["input_ids"]]
 
 
@@ -58,7 +58,7 @@ def test_any_split_of_a_step_has_its_samples_in_order(length, batch_size, growth
     for step in range(1, 7):
         whole = loader(**options).batch(step)
         parts = [
-            loader(**options, process=process, num_processes=num_processes, micro=micro).batch(step)
+            loader(**options, process=process, num_processes=num_processes, micro_batch_size=micro).batch(step)
             for process in range(num_processes)
         ]
         assert [sample for part in parts for sample in samples(part)] == samples(whole)

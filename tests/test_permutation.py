@@ -11,7 +11,7 @@ from cleangpt.data.permutation import permute, permute_digits
 
 
 @given(n=st.integers(1, 5000), seed=st.integers(0, 2**63), epoch=st.integers(0, 1000))
-def test_it_sends_every_number_to_another_place(n, seed, epoch):
+def test_it_permutes_all_numbers(n, seed, epoch):
     assert sorted(permute(np.arange(n), n, seed, epoch).tolist()) == list(range(n))
 
 
@@ -22,7 +22,7 @@ def test_it_stays_in_range_and_one_to_one_where_no_table_could(n, places):
     assert len(set(result.tolist())) == len(places)
 
 
-def test_it_depends_on_nothing_but_place_and_keys():
+def test_it_depends_only_on_place_and_keys():
     whole = permute(np.arange(1000), 1000, 42, 3)
     assert np.array_equal(permute(np.arange(500, 510), 1000, 42, 3), whole[500:510])
 
@@ -33,14 +33,14 @@ def test_each_seed_and_epoch_has_its_own_order():
 
 
 def test_it_looks_random():
-    """Fixed points, rises and neighbours are about as frequent as in a random permutation (6 standard deviations)."""
+    """Fixed points, rises and neighbours are as frequent as in random permutations, within 6 standard deviations."""
     n, rounds = 1000, 200
     orders = np.stack([permute(np.arange(n), n, seed).astype(np.int64) for seed in range(rounds)])
     assert abs((orders == np.arange(n)).sum() - rounds) < 6 * rounds**0.5
     rises = (np.diff(orders, axis=1) > 0).mean()
     assert abs(rises - 0.5) < 6 * (1 / 12 / n / rounds) ** 0.5
     assert abs((abs(np.diff(orders, axis=1)) == 1).sum() - 2 * rounds) < 6 * (2 * rounds) ** 0.5
-    # Where a place goes is uniform over the seeds: chi-square over 10 bins for each of the first 20 places.
+    # Images are uniform over the seeds: chi-square over 10 bins for each of the first 20 places.
     for place in range(20):
         counts = np.bincount(orders[:, place] // 100, minlength=10)
         assert ((counts - rounds / 10) ** 2 / (rounds / 10)).sum() < 36

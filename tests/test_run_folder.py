@@ -73,6 +73,7 @@ def test_a_branch_changes_what_it_says_and_writes_down_from_where(tiny_text, cap
     first, last = list_checkpoints(recipe.folder)
     change = [f"--training.resume={first}", "--run.name=branch", "--optimizer.lr=0.02", "--training.batch_size=8"]
     change += ["--training.max_steps=9", "--schedule.lr.style=linear", "--optimizer.weight_decay=0.3"]
+    change += ["--checkpoint.keep_last=9"]
     train(branch := load_recipe(tiny_text, change))
     out = capsys.readouterr().out
     assert f"branched from {first}" in out and "optimizer.lr: 0.001 -> 0.02" in out

@@ -1,7 +1,8 @@
-"""Text: cut exactly, tokenized as a whole would be, packed into rows in which every token is where it should be."""
+"""Text is cut exactly, tokenized as in one piece, and packed into rows with every token in its place."""
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,12 +20,13 @@ from cleangpt import (
     load_recipe,
 )
 from cleangpt.data.packing import TextSplit, document_lengths, summarize, write_column
-from cleangpt.data.prepare import prepare_data
+from cleangpt.data.prepare import PreparedData
 from cleangpt.data.splits import IGNORED, cut_points
+from cleangpt.training.setup import resolve
 
 
-def prepare(path, *overrides):
-    return prepare_data(load_recipe(path, overrides))
+def prepare(path: Path, *overrides: str) -> PreparedData:
+    return resolve(load_recipe(path, overrides))[1]
 
 
 def test_a_text_is_cut_by_characters_and_comes_back(tiny_text, text_file):
@@ -79,8 +81,8 @@ def test_ids_take_two_bytes_and_are_mapped_not_read(stories):
     assert not tokens.flags.owndata and not tokens.flags.writeable
 
 
-def split_of(tokens: list[int], starts: list[int], block_size: int, packing: str, folder) -> TextSplit:
-    """A split of given tokens, written as `build_text` writes it."""
+def split_of(tokens: list[int], starts: list[int], block_size: int, packing: str, folder: Path) -> TextSplit:
+    """A split of the given tokens, written as by `build_text`."""
     write_column(folder / "train.arrow", "input_ids", np.array(tokens, np.uint16))
     write_column(folder / "train.documents.arrow", "start", np.array(starts, np.int64))
     (folder / "summary.json").write_text(json.dumps({"train": {"bytes": 1}}))
@@ -140,7 +142,7 @@ def test_cuts_are_exact():
     }  # fmt: skip
 
 
-def test_the_same_text_is_built_once_and_another_anew(tiny_text, tmp_path):
+def test_the_same_text_is_built_once_and_a_changed_one_again(tiny_text, tmp_path):
     file = tmp_path / "mine.txt"
     file.write_text("abcdefgh " * 100)
     first = prepare(tiny_text, f"--data.data_files={file}").folder
@@ -149,23 +151,23 @@ def test_the_same_text_is_built_once_and_another_anew(tiny_text, tmp_path):
     assert prepare(tiny_text, f"--data.data_files={file}").folder != first
 
 
-def told(path, *overrides) -> dict[str, str]:
+def problems_of(path: Path, *overrides: str) -> dict[str, str]:
     with pytest.raises(UserError) as error:
         prepare(path, *overrides)
     return dict(error.value.problems)
 
 
-def test_a_character_that_the_tokenizer_lacks_is_told(tiny_text, tmp_path):
+def test_a_character_unknown_to_the_tokenizer_is_refused(tiny_text, tmp_path):
     (tmp_path / "odd.txt").write_text("plain text, " * 30 + "naïve")
-    assert "'ï'" in told(tiny_text, f"--data.data_files={tmp_path / 'odd.txt'}")["tokenizer"]
+    assert "'ï'" in problems_of(tiny_text, f"--data.data_files={tmp_path / 'odd.txt'}")["tokenizer"]
 
 
-def test_a_missing_column_is_told_with_those_there_are(stories):
-    assert "expected one of text, got 'story'" in told(stories, "--data.text_column=story")["data.text_column"]
+def test_a_missing_column_is_reported_with_the_existing_ones(stories):
+    assert "expected one of text, got 'story'" in problems_of(stories, "--data.text_column=story")["data.text_column"]
 
 
-def test_a_text_shorter_than_a_sequence_is_told(tiny_text):
-    assert "got 100000" in told(tiny_text, "--data.block_size=100000", "--data.num_proc=null")["data.block_size"]
+def test_a_text_shorter_than_a_sequence_is_refused(tiny_text):
+    assert "got 100000" in problems_of(tiny_text, "--data.block_size=100000", "--data.num_proc=null")["data.block_size"]
 
 
 @pytest.mark.parametrize(
@@ -179,14 +181,14 @@ def test_a_text_shorter_than_a_sequence_is_told(tiny_text):
         ("mixed.txt", "naïve\n".encode() * 9 + "naïve\n".encode("latin-1"), "mixed.txt, line 10: expected UTF-8"),
     ],
 )
-def test_what_cannot_be_read_is_told_with_file_and_line(stories, tmp_path, name, content, expected):
+def test_unreadable_data_is_reported_with_file_and_line(stories, tmp_path, name, content, expected):
     (tmp_path / name).write_bytes(content)
     path = "text" if name.endswith(".txt") else "json"
-    problems = told(stories, f"--data.path={path}", f"--data.data_files={tmp_path / name}")
+    problems = problems_of(stories, f"--data.path={path}", f"--data.data_files={tmp_path / name}")
     assert expected in next(iter(problems.values()))
 
 
-def test_rows_without_text_are_counted_and_told(stories, tmp_path, caplog):
+def test_rows_without_text_are_counted_and_reported(stories, tmp_path, caplog):
     rows = [{"text": "Once upon a time"}, {"text": ""}, {"text": None}] * 10
     (tmp_path / "holes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = prepare(stories, f"--data.data_files={tmp_path / 'holes.jsonl'}")
@@ -195,7 +197,7 @@ def test_rows_without_text_are_counted_and_told(stories, tmp_path, caplog):
     assert "18 rows of the train split have no text and were skipped" in caplog.text
 
 
-def test_a_template_makes_a_text_of_several_columns(stories, tmp_path):
+def test_a_template_joins_columns_into_a_text(stories, tmp_path):
     rows = [{"question": f"{i}+1?", "answer": i + 1, "note": None} for i in range(20)]
     (tmp_path / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = prepare(stories, f"--data.data_files={tmp_path / 'qa.jsonl'}", "--data.template='{question} {answer}{note}'")
@@ -203,13 +205,16 @@ def test_a_template_makes_a_text_of_several_columns(stories, tmp_path):
 
 
 @pytest.mark.parametrize("template", ["no column", "{", "{}", "{text.__class__}", "{text[0]}"])
-def test_a_template_that_names_no_columns_is_told(stories, template):
+def test_a_template_without_columns_is_refused(stories, template):
     with pytest.raises(UserError, match=r"data.template: expected columns in braces"):
         load_recipe(stories, [f"--data.template='{template}'"])
 
 
-def test_a_template_with_a_column_that_is_not_there_is_told(stories):
-    assert "expected one of text, got 'answer'" in told(stories, "--data.template='{text}{answer}'")["data.template"]
+def test_a_template_with_a_missing_column_is_refused(stories):
+    assert (
+        "expected one of text, got 'answer'"
+        in problems_of(stories, "--data.template='{text}{answer}'")["data.template"]
+    )
 
 
 def test_nul_bytes_and_every_other_character_come_back(tiny_text, tmp_path):
@@ -236,7 +241,7 @@ def test_any_number_of_processes_tokenizes_the_same(stories, tmp_path, monkeypat
 
 
 def test_packed_documents_see_no_other(stories):
-    """The logits of a row of several documents are those of each document alone."""
+    """A row of several documents has the logits of each document alone."""
     data = prepare(stories, "--data.packing=documents", "--data.block_size=64")
     config = {"vocab_size": len(data.tokenizer), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     split = data.splits["train"]
@@ -252,6 +257,6 @@ def test_packed_documents_see_no_other(stories):
             assert (packed - alone).abs().max() < 1e-5
 
 
-def test_a_table_without_text_is_told(stories, tmp_path):
+def test_a_table_without_text_is_refused(stories, tmp_path):
     (tmp_path / "empty.jsonl").write_text('{"text": ""}\n' * 20)
-    assert "no text" in told(stories, f"--data.data_files={tmp_path / 'empty.jsonl'}")["data.data_files"]
+    assert "no text" in problems_of(stories, f"--data.data_files={tmp_path / 'empty.jsonl'}")["data.data_files"]

@@ -1,10 +1,10 @@
-"""Tokenizers: every text comes back, saved folders load with AutoTokenizer."""
+"""Tokenizers give every text back, and saved ones load with AutoTokenizer."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cleangpt import UserError
 from cleangpt.data.tokenization import (
@@ -12,15 +12,15 @@ from cleangpt.data.tokenization import (
     arithmetic_tokenizer,
     bpe_tokenizer,
     character_tokenizer,
+    has_unknown,
     load_tokenizer,
-    unknown_test,
 )
 
 TEXT = "To be, or not to be: that is the question.\n\n  Whether 'tis nobler — \t in the mind? 12345\r\n" * 20
 BPE = bpe_tokenizer([TEXT], 300)
 
 
-def ids(tokenizer, text: str) -> list[int]:
+def ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -50,14 +50,16 @@ def test_an_unknown_character_is_unknown():
     assert ids(tokenizer, "a")[0] == 0
 
 
-def test_a_character_whose_bytes_are_known_is_unknown_all_the_same():
-    tokenizer = character_tokenizer("éĨ ab")  # è has its first byte in common with é, its second with Ĩ
-    is_unknown = unknown_test(tokenizer)
-    assert [is_unknown(np.array(ids(tokenizer, text))) for text in ("è", "z", "é a")] == [True, True, False]
-    assert not unknown_test(bpe_tokenizer(["abc"], 300))(np.arange(258))
+def test_a_character_of_known_bytes_can_be_unknown():
+    tokenizer = character_tokenizer("éĨ ab")  # è shares its first byte with é, its second with Ĩ
+    assert [has_unknown(tokenizer, np.array(ids(tokenizer, text))) for text in ("è", "z", "é a")] == [True, True, False]
+    bpe = bpe_tokenizer(["abc"], 300)
+    assert not has_unknown(bpe, np.arange(258))
+    bpe.unk_token = END  # as GPT-2 has it
+    assert not has_unknown(bpe, np.arange(258))
 
 
-def test_bpe_merges_what_is_frequent_and_keeps_to_its_size():
+def test_bpe_merges_frequent_pairs_and_keeps_to_its_size():
     assert len(BPE) == 300
     assert len(ids(BPE, "that is the question")) < 10
 
@@ -73,7 +75,7 @@ def test_digits_are_their_own_ids():
 @pytest.mark.parametrize(
     "tokenizer", [character_tokenizer(TEXT), arithmetic_tokenizer(), BPE], ids=["char", "math", "bpe"]
 )
-def test_a_saved_tokenizer_loads_as_it_was(tokenizer, tmp_path):
+def test_a_saved_tokenizer_loads_unchanged(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert loaded.get_vocab() == tokenizer.get_vocab()

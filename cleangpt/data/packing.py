@@ -41,7 +41,7 @@ class _Parts(io.FileIO):
 
 
 def write_column(path: Path, name: str, values: np.ndarray, source: mmap.mmap | None = None) -> None:
-    """Writes one Arrow column in one record batch, which reads back as one array; releases `source`, the map of `values`."""
+    """Writes values as one Arrow column in one batch, which reads back as one array; releases `source`, their map."""
     column = pyarrow.RecordBatch.from_arrays([pyarrow.array(values)], names=[name])
     with _Parts(path, source) as file, pyarrow.ipc.new_stream(file, column.schema) as writer:
         writer.write_batch(column)

@@ -47,12 +47,12 @@ def prepare_data(recipe: Recipe) -> PreparedData:
         problems = {name: ArithmeticSplit(data, name, recipe.run.seed, tokenizer) for name in names}
         return PreparedData(tokenizer, {**problems}, None, problems["validation"].texts(np.arange(1))[0][0])
 
-    assert block_size is not None
+    assert block_size is not None  # the caller has resolved it
     if training is not None:
         identity = {"version": VERSION, "kind": training.kind, "vocab_size": training.vocab_size}
         folder = build_text(data, lambda texts: train_tokenizer(training, texts), identity)
     else:
-        assert recipe.tokenizer.path is not None
+        assert recipe.tokenizer.path is not None  # reading a recipe makes sure
         tokenizer = load_tokenizer(recipe.tokenizer.path)
         parts = {"backend": tokenizer.backend_tokenizer.to_str(), "special": tokenizer.special_tokens_map}
         folder = build_text(data, lambda texts: tokenizer, fingerprint(parts))

@@ -114,16 +114,19 @@ def choose_attention(model: Mapping[str, Any], length: int, mixed_precision: str
 
 
 @contextlib.contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Keeps transformers' progress bars, of loading and saving, out of the output."""
+def quiet() -> Iterator[None]:
+    """Keeps transformers' progress bars and warnings about loading and saving out of the output."""
     hook = logging.set_tqdm_hook(lambda factory, args, kwargs: logging.EmptyTqdm(*args, **kwargs))
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         logging.set_tqdm_hook(hook)
 
 
-@no_progress_bars()
+@quiet()
 def load_model(source: str | Path, attention: str | None = None, key: str = "model", **options: Any) -> PreTrainedModel:
     """A saved model in float32, with the attention implementation `attention`.
 
@@ -131,6 +134,7 @@ def load_model(source: str | Path, attention: str | None = None, key: str = "mod
         UserError: about `key`, if it cannot be loaded, or lacks weights or has others (transformers only warns).
     """
     options |= {"dtype": torch.float32, "attn_implementation": attention, "use_safetensors": True}
+    options |= {"ignore_mismatched_sizes": True}  # `info` names them
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
     except Exception as error:  # a broken file can raise anything
@@ -139,6 +143,9 @@ def load_model(source: str | Path, attention: str | None = None, key: str = "mod
     network, info = loaded
     if wrong := sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]):
         raise UserError((key, f"the weights in {str(source)!r} are not those of its config: {', '.join(wrong[:5])}"))
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        message = f"expected {name} of shape {list(expected)}, got {list(found)} in {str(source)!r}"
+        raise UserError((key, message))
     return network
 
 

@@ -23,7 +23,7 @@ from transformers import (
 from ..data.tokenization import load_tokenizer
 from ..errors import UserError
 from ..files import write_folder
-from .build import load_model, no_progress_bars
+from .build import load_model, quiet
 
 TOLERANCE = 1e-5  # largest difference between two logits
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -223,7 +223,7 @@ tokenizer = AutoTokenizer.from_pretrained("{out}")
 """
 
 
-@no_progress_bars()
+@quiet()
 def _write_if_equal(
     out: Path, source: PreTrainedModel, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, metadata: str
 ) -> Proof:

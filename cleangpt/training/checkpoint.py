@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..files import is_whole, remove_at_once, write_folder
-from ..models.build import no_progress_bars
+from ..models.build import quiet
 from ..recipe.keys import Checkpoint, EarlyStopping, Recipe
 
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on the main process only
@@ -182,7 +182,7 @@ def write_model(
         tokenizer.save_pretrained(folder)
         write_card(folder)
 
-    with no_progress_bars():
+    with quiet():
         write_folder(folder, fill)
 
 
@@ -199,7 +199,7 @@ def write_checkpoint(
         (folder / "state.json").write_text(json.dumps(state, indent=1))
         (folder / "recipe.yaml").write_text(recipe.to_yaml())
 
-    with no_progress_bars():
+    with quiet():
         write_folder(recipe.folder / "checkpoints" / f"step-{progress.step:08d}", fill)
     prune(recipe.folder, recipe.checkpoint)
 

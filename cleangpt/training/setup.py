@@ -154,8 +154,8 @@ def load_start(recipe: Recipe, data: PreparedData, start: Start) -> tuple[PreTra
         model, progress = load_model(start.checkpoint / "model", attention), load_progress(start.checkpoint)
     else:
         config = config_for(recipe.model, data.tokenizer, split.sequence_length)
-        model = load_model(start.checkpoint / "model", attention, "training.resume", config=config)
         require_tokenizer(start.checkpoint, data.tokenizer)
+        model = load_model(start.checkpoint / "model", attention, "training.resume", config=config)
         progress = load_progress(start.checkpoint)
         if start.checkpoint == start.parent:  # what is best is the other run's
             progress.metric, progress.stopped_early, progress.skipped = None, False, 0

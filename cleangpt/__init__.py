@@ -5,14 +5,7 @@ Importing this package registers the models, so that `AutoModelForCausalLM.from_
 
 from collections.abc import Callable
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
-)
+import transformers
 
 from .errors import Stopped, UserError
 from .models.nanogpt.configuration_nanogpt import NanoGPTConfig
@@ -30,11 +23,11 @@ for _config, _model, _causal, _classifier in (
     (NanoGPTConfig, NanoGPTModel, NanoGPTForCausalLM, NanoGPTForSequenceClassification),
     (NanoLlamaConfig, NanoLlamaModel, NanoLlamaForCausalLM, NanoLlamaForSequenceClassification),
 ):
-    AutoConfig.register(_config.model_type, _config)
-    AutoModel.register(_config, _model)
-    AutoModelForCausalLM.register(_config, _causal)
-    AutoModelForSequenceClassification.register(_config, _classifier)
-    AutoTokenizer.register(_config, fast_tokenizer_class=PreTrainedTokenizerFast)
+    transformers.AutoConfig.register(_config.model_type, _config)
+    transformers.AutoModel.register(_config, _model)
+    transformers.AutoModelForCausalLM.register(_config, _causal)
+    transformers.AutoModelForSequenceClassification.register(_config, _classifier)
+    transformers.AutoTokenizer.register(_config, fast_tokenizer_class=transformers.PreTrainedTokenizerFast)
     # Saved folders carry the model's code, for `trust_remote_code=True` where cleangpt is not installed.
     _config.register_for_auto_class()
     _model.register_for_auto_class("AutoModel")
@@ -55,15 +48,5 @@ def __getattr__(name: str) -> Callable:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = [
-    "NanoGPTConfig",
-    "NanoGPTForCausalLM",
-    "NanoGPTModel",
-    "NanoLlamaConfig",
-    "NanoLlamaForCausalLM",
-    "NanoLlamaModel",
-    "Stopped",
-    "UserError",
-    "load_recipe",
-    "train",
-]
+__all__ = ["NanoGPTConfig", "NanoGPTForCausalLM", "NanoGPTModel", "NanoLlamaConfig", "NanoLlamaForCausalLM"]
+__all__ += ["NanoLlamaModel", "Stopped", "UserError", "load_recipe", "train"]

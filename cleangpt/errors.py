@@ -9,8 +9,7 @@ class UserError(Exception):
     """A mistake in a recipe, its data, a checkpoint or an output folder. Commands print it and exit with code 2.
 
     Args:
-        problems: one `(key, message)` per mistake. The key is dotted (`optimizer.lr`), or names the argument, file or
-            folder at fault; the message says on one line what was expected and what was found.
+        problems: a dotted key (`optimizer.lr`), argument or path, and on one line what was expected and found.
         shared: whether every process raises this error, rather than this one alone.
     """
 
@@ -20,12 +19,7 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """A run that ended before its last step without a mistake of the user's. Commands print it and exit with its code.
-
-    Args:
-        code: 143 after a signal, 1 when training diverged.
-        message: what happened, on one line.
-    """
+    """A run that ended early by no mistake of the user's: commands exit with 143 after a signal, 1 if it diverged."""
 
     def __init__(self, code: int, message: str):
         self.code = code
@@ -33,12 +27,9 @@ class Stopped(Exception):
 
 
 def exit_code(command: Callable[[], object]) -> int:
-    """Runs a command and prints its `UserError` or `Stopped` on stderr, one line per mistake.
+    """Runs a command, prints its `UserError` or `Stopped` on stderr, one line per mistake, and returns the exit code.
 
     Of several processes the first on each machine prints; a mistake that may be its own only gets its rank.
-
-    Returns:
-        The process's exit code: 0, 2 for a mistake, or that of `Stopped`.
     """
     rank = os.environ.get("RANK", "0")
     try:

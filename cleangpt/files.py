@@ -81,10 +81,7 @@ def remove_at_once(folder: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Deletes what a killed process left half-written or half-deleted in `folder`.
-
-    If it was killed between the two renames that replace a version, the old one is restored.
-    """
+    """Deletes what a killed process left in `folder`; restores the old version if it was killed between the renames."""
     for path in folder.glob(".*"):
         whole = path.with_name(path.stem.removeprefix("."))
         if path.suffix == ".old" and not whole.exists() and is_whole(path):

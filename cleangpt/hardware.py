@@ -20,22 +20,15 @@ def default_device() -> torch.device:
 
 def has_native_bf16(device: torch.device) -> bool:
     """Whether bf16 products are faster than float32 ones; a CPU that only emulates them is very slow."""
-    if device.type != "cpu":
-        return True
-    capability = torch.cpu.get_capabilities()
-    return bool(capability.get("avx512_bf16") or capability.get("amx_bf16") or capability.get("bf16"))
+    native = ("avx512_bf16", "amx_bf16", "bf16")
+    return device.type != "cpu" or any(torch.cpu.get_capabilities().get(name) for name in native)
 
 
 @functools.cache
 def peak_flops(device: torch.device, dtype: torch.dtype, num_threads: int) -> float:
-    """Floating-point operations per second of a square matrix product, measured on `device`.
+    """Floating-point operations per second of a square matrix product, cached by device, type and number of threads.
 
     Products grow until one takes 20 ms, so that a type the hardware only emulates does not delay the run.
-
-    Args:
-        device: where to measure.
-        dtype: of the factors.
-        num_threads: of this process, only to tell cached measurements apart.
     """
     best, slowest, size = 0.0, 0.0, 256
     while slowest < 0.02 and size <= 8192:
@@ -58,19 +51,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def choose_precision(mixed_precision: str, hidden_size: int) -> str:
-    """What `training.mixed_precision` means here; `auto` follows a fixed table:
-
-    | hardware | `auto` |
-    |---|---|
-    | GPU with bf16 | `bf16` |
-    | GPU without | `fp16` |
-    | Apple's MPS (not run here) | `no` |
-    | CPU with native bf16, width at least 128 | `bf16` |
-    | any other CPU | `no` |
-
-    Raises:
-        UserError: for fp16 on a CPU.
-    """
+    """What `training.mixed_precision` means on this machine; a `UserError` for fp16 on a CPU."""
     device = default_device()
     if mixed_precision == "fp16" and device.type == "cpu":
         raise UserError(("training.mixed_precision", "fp16 needs an accelerator, expected no or bf16 on a CPU"))
@@ -78,7 +59,7 @@ def choose_precision(mixed_precision: str, hidden_size: int) -> str:
         return mixed_precision
     if device.type == "cpu":
         return "bf16" if has_native_bf16(device) and hidden_size >= 128 else "no"
-    if device.type == "mps":
+    if device.type == "mps":  # not tried yet
         return "no"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 

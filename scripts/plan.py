@@ -89,8 +89,8 @@ def report(plan: Plan, num_processes: int) -> None:
         label = {"peak": "peak of a step", "evaluation_peak": "peak of an evaluation"}.get(name, name)
         print(f"  {label:22} {size(getattr(plan.ddp, name)):>9} {size(getattr(plan.fsdp, name)):>9}")
     if default_device().type == "cpu":
-        low, high = (size(round(factor * max(plan.ddp.peak, plan.ddp.evaluation_peak))) for factor in CPU_GROWTH)
-        print(f"  {'with holes in the heap':22} {low} to {high}")
+        peak = max(plan.ddp.peak, plan.ddp.evaluation_peak)
+        print(f"  {'process on a CPU':22} {size(peak):>9} to {size(round(CPU_GROWTH * peak))}, with holes in its heap")
 
 
 def size(count: int) -> str:

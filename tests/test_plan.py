@@ -73,18 +73,18 @@ def test_memory_counts_what_is_in_use_at_once(tiny_text):
     )
     assert one.weights == one.gradients == pytest.approx(one.optimizer / 2, rel=0.01)
     assert two.activations == pytest.approx(2 * one.activations, rel=0.01)
-    assert two.peak - one.peak == pytest.approx(one.activations, rel=0.2)
+    assert one.activations < two.peak - one.peak < 1.5 * one.activations  # and gradients of activations
     assert halves.activations == one.activations
-    assert halves.peak - one.peak == pytest.approx(one.gradients, rel=0.2)
+    assert halves.peak - one.peak == one.gradients
 
 
 def test_planning_leaves_torch_as_it_was(tiny_text):
     """The memory tracker patches torch while it is active."""
 
     def patched():
-        module, optimizer = torch.nn.modules.module, torch.optim.optimizer
-        hooks = [vars(part)[name] for part in (module, optimizer) for name in vars(part) if name.startswith("_global_")]
-        return [torch.UntypedStorage.resize_, *map(repr, hooks)]
+        places = [vars(sys.modules[name]) for name in ("torch.nn.modules.module", "torch.optim.optimizer")]
+        hooks = [repr(value) for place in places for name, value in place.items() if name.startswith("_global_")]
+        return [torch.UntypedStorage.resize_, *hooks]
 
     before = patched()
     make_plan(load_recipe(tiny_text))
@@ -158,4 +158,4 @@ def test_memory_is_what_a_process_grows_by(recipe, precision, text_file, tmp_pat
     without_holes, with_holes = grown
     copy = memory.weights + memory.optimizer  # for a checkpoint; it may be gone by the peak
     assert memory.peak - copy < without_holes < 1.05 * memory.peak
-    assert CPU_GROWTH[0] * memory.peak < with_holes < CPU_GROWTH[1] * memory.peak
+    assert memory.peak < with_holes < CPU_GROWTH * memory.peak

@@ -50,6 +50,13 @@ def test_a_null_model_key_is_left_out(tiny_adder):
     assert "bias" not in load_recipe(tiny_adder, ["--model.bias=null"]).model
 
 
+def test_model_keys_keep_their_order(tiny_adder):
+    options = [f"--model.{key}=8" for key in ("vocab_size", "intermediate_size", "max_position_embeddings")]
+    keys = [key for key in load_recipe(tiny_adder, options).model if key != "model_type"]
+    written = ["hidden_size", "num_attention_heads", "num_hidden_layers"]  # PyYAML sorted the fixture's
+    assert keys == [*written, "vocab_size", "intermediate_size", "max_position_embeddings"]
+
+
 def test_a_base_that_builds_on_itself_is_refused(tmp_path):
     (tmp_path / "loop.yaml").write_text("base: loop.yaml")
     assert "itself" in problems(tmp_path / "loop.yaml")["base"]

@@ -217,7 +217,7 @@ def test_other_text_under_the_same_name_is_refused(tiny_text, tmp_path):
     train(load_recipe(tiny_text, mine))
     shutil.rmtree(tmp_path / "outputs" / "mine" / "final")
     file.write_text("hgfedcba " * 100)
-    with pytest.raises(UserError, match=r"data\.fingerprint: the text, its tokenizer or its cut changed"):
+    with pytest.raises(UserError, match=r"data\.fingerprint: the text, its tokenizer or its splits changed"):
         train(load_recipe(tiny_text, mine))
 
 

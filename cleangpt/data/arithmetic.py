@@ -29,10 +29,6 @@ class ArithmeticSplit:
     Operands are all numbers of up to `num_digits` digits, one row per pair. With `min_digits` each pair of lengths is a
     group with splits of its own. Train draws equally often from all groups, so that problems of small groups have
     several rows; the other splits take turns among the groups until each problem has had its row.
-
-    Attributes:
-        num_problems: distinct problems in the split.
-        answer_width: digits of the longest answer.
     """
 
     def __init__(self, data: Data, name: str, seed: int, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -46,7 +42,7 @@ class ArithmeticSplit:
         self.groups = sorted((group for group in groups if group.size), key=lambda group: group.size)
         if not self.groups:
             raise UserError(("data.split", f"expected a larger fraction for the empty {name} split, got {fractions}"))
-        self.num_problems = sum(group.size for group in self.groups)
+        self.num_problems = sum(group.size for group in self.groups)  # distinct ones
         sizes = [min(group.size, MOST_ROWS // len(groups)) for group in self.groups]
         rows = [sizes[-1]] * len(sizes) if name == "train" else sizes
         self.rounds = np.array([0, *rows])  # rounds over the groups after which each is used up
@@ -59,8 +55,7 @@ class ArithmeticSplit:
         self.targets_per_row = self.answer_width + 1 if data.zero_pad else None
         self.end = tokenizer.eos_token_id
         self.ids = np.zeros(128, np.int64)  # ASCII code -> token id
-        for character in "0123456789+x=":
-            self.ids[ord(character)] = tokenizer.convert_tokens_to_ids(character)
+        self.ids[[*b"0123456789+x="]] = tokenizer.convert_tokens_to_ids([*"0123456789+x="])
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -81,8 +76,7 @@ class ArithmeticSplit:
 
     def operands(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The two operands of each problem, (n,): int64, or Python integers beyond 18 digits."""
-        dtype = np.int64 if self.data.num_digits <= 18 else object
-        powers = 10 ** np.arange(self.data.num_digits)[::-1].astype(dtype)
+        powers = 10 ** np.arange(self.data.num_digits)[::-1].astype(np.int64 if self.data.num_digits <= 18 else object)
         a, b = self.digits(indices)
         return a @ powers, b @ powers
 
@@ -97,11 +91,8 @@ class ArithmeticSplit:
 
     def texts(self, indices: np.ndarray) -> list[tuple[str, str]]:
         """Question and answer of each problem as text, `("85+50=", "531")`."""
-        cut = self.question_width
-        return [
-            (codes[:cut][kept[:cut]].tobytes().decode(), codes[cut:][kept[cut:]].tobytes().decode())
-            for codes, kept in zip(*self._written(indices), strict=True)
-        ]
+        cut, rows = self.question_width, zip(*self._written(indices), strict=True)
+        return [(bytes(row[:cut][kept[:cut]]).decode(), bytes(row[cut:][kept[cut:]]).decode()) for row, kept in rows]
 
     def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """A batch; its targets are the answer and the end token after it, not the question or the padding."""
@@ -112,8 +103,7 @@ class ArithmeticSplit:
             order = np.argsort(~kept, axis=1, kind="stable")
             moved = np.take_along_axis(ids[:, :-1], order, axis=1)
             ids[:, :-1] = np.where(np.take_along_axis(kept, order, axis=1), moved, self.end)
-        question = kept[:, : self.question_width].sum(1, keepdims=True)
-        length = kept.sum(1, keepdims=True)
+        question, length = kept[:, : self.question_width].sum(1, keepdims=True), kept.sum(1, keepdims=True)
         place = np.arange(1, self.sequence_length + 1)
         targets = np.where((place >= question) & (place <= length), ids[:, 1:], IGNORED)
         return {"input_ids": ids[:, :-1], "targets": targets}
@@ -141,16 +131,14 @@ class _Group:
             carry, digit = np.divmod(np.uint64(first) + second + carry, np.uint64(radix))
             digits.insert(0, digit)
         a, b = permute_digits(digits[: len(left)], digits[len(left) :], left, right, seed)
-        lowest_a, lowest_b = (np.equal(radices, 9) for radices in self.radices)
+        lowest_a, lowest_b = np.equal(left, 9), np.equal(right, 9)
         return np.stack(a, axis=1).astype(np.int64) + lowest_a, np.stack(b, axis=1).astype(np.int64) + lowest_b
 
 
 def _compute(a: np.ndarray, b: np.ndarray, path: str) -> np.ndarray:
     """Digits of the sums, one more than of the operands, or of the products, twice as many."""
-    width = a.shape[1]
-    if path == "addition":
-        columns = np.pad(a + b, ((0, 0), (1, 0)))
-    else:
+    columns, width = np.pad(a + b, ((0, 0), (1, 0))), a.shape[1]
+    if path == "multiplication":
         columns = np.zeros((len(a), 2 * width), np.int64)
         for place in range(width):
             columns[:, place + 1 : place + 1 + width] += a[:, place : place + 1] * b

@@ -32,9 +32,7 @@ def fingerprint(ingredients: dict[str, Any]) -> str:
 
 
 def build_once(ingredients: dict[str, Any], build: Callable[[Path], None]) -> Path:
-    """The folder that `build` fills from `ingredients`, built only if it does not exist.
-
-    When several processes ask at the same time, one builds and the others wait.
+    """The folder that `build` fills from `ingredients` unless it exists, in one process while others wait.
 
     Raises:
         UserError: if the cache folder cannot be written to.

@@ -22,10 +22,8 @@ PIECE = 1024  # places permuted at once: hardly slower in numpy than a dozen
 class Batch:
     """One process's share of a step."""
 
-    micro_batches: list[dict[str, torch.Tensor]]
-    """The inputs of each forward pass: tensors (rows, time) on the device."""
-    num_targets: int
-    """Targets of the step over all micro-steps and processes."""
+    micro_batches: list[dict[str, torch.Tensor]]  # the inputs of each forward pass: (rows, time) on the device
+    num_targets: int  # of the step over all micro-steps and processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,34 +31,24 @@ class Share:
     """The part of each step that a process loads."""
 
     device: torch.device
-    """Where the batches go."""
     process: int = 0
     num_processes: int = 1
-    micro_batch_size: int | None = None
-    """Rows per micro-step; None for the whole share."""
+    micro_batch_size: int | None = None  # None for the whole share
 
 
 class Loader:
-    """Batches of a split, with the same samples in a step for any number of processes and micro-steps.
-
-    Args:
-        split: the rows to draw from.
-        batch_sizes: sequences of each step over all processes, int (max_steps,).
-        seed: of the order.
-        share: what this process loads.
-    """
+    """Batches of a split, with the same samples in a step for any number of processes and micro-steps."""
 
     def __init__(self, split: Split, batch_sizes: np.ndarray, seed: int, share: Share) -> None:
         self.split, self.seed, self.share = split, seed, share
-        self.ends = np.cumsum(np.append(0, batch_sizes))  # samples drawn after each step
+        self.ends = np.cumsum(np.append(0, batch_sizes))  # samples drawn after each step over all processes
         self.piece = functools.lru_cache(2)(self._piece)
         self.reader = None if share.device.type == "cpu" else ThreadPoolExecutor(1, "loader")
         self.ahead: dict[int, Future] = {}  # the next step, being read
 
     def indices(self, step: int) -> np.ndarray:
         """The samples of `step` (from 1) over all processes, in order; each epoch permutes the whole split again."""
-        first, last = int(self.ends[step - 1]), int(self.ends[step])
-        length = min(PIECE, len(self.split))
+        (first, last), length = self.ends[step - 1 : step + 1].tolist(), min(PIECE, len(self.split))
         start = first - first % length
         pieces = [self.piece(place, length) for place in range(start, last, length)]
         return np.concatenate(pieces)[first - start : last - start]

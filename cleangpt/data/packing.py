@@ -35,8 +35,7 @@ class _Parts(io.FileIO):
         rest = memoryview(data)
         while len(rest):
             rest = rest[super().write(rest[:MAPPED]) :]
-            if self.source is not None:
-                _release(self.source)
+            _release(self.source)
         return len(data)
 
 
@@ -59,29 +58,23 @@ def map_file(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _release(mapped: mmap.mmap) -> None:
+def _release(mapped: mmap.mmap | None) -> None:
     """Unmaps the pages read, which count as this process's memory."""
-    if hasattr(mmap, "MADV_DONTNEED"):
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
 class TextSplit:
-    """A split (see `Split`) of text: a row at each offset (`windows`), or rows cut end to end with a short last one.
-
-    Attributes:
-        num_targets: targets in one pass over the split.
-        num_bytes: UTF-8 bytes of the split's text.
-    """
+    """A split (see `Split`) of text: a row at each offset (`windows`), or rows cut end to end with a short last one."""
 
     def __init__(self, folder: Path, name: str, block_size: int, packing: str) -> None:
         self.tokens, self.mapped = read_column(folder / f"{name}.arrow", "input_ids")
         self.starts = read_column(folder / f"{name}.documents.arrow", "start")[0] if packing == "documents" else None
-        self.num_bytes = summarize(folder)[name]["bytes"]
-        self.num_targets = len(self.tokens) - 1
-        self.sequence_length = block_size
+        self.num_bytes = summarize(folder)[name]["bytes"]  # of UTF-8 text
+        self.num_targets = len(self.tokens) - 1  # in one pass over the split
+        self.sequence_length, self.packing = block_size, packing
         self.num_sequences = -(-self.num_targets // block_size)
         self.targets_per_row = block_size if packing == "windows" else None
-        self.packing = packing
         self.read = 0  # bytes mapped since the last release
         if self.num_targets < 1:
             raise UserError(("data.split", f"expected at least 2 tokens in the {name} split, got {len(self.tokens)}"))
@@ -106,8 +99,7 @@ class TextSplit:
             self.read = 0
         if self.starts is None:
             return {"input_ids": ids[:, :-1], "targets": targets}
-        seams = _find_seams(self.starts, first, width)
-        place = np.arange(width - 1)
+        seams, place = _find_seams(self.starts, first, width), np.arange(width - 1)
         begin = np.maximum.accumulate(np.where(seams[:, :-1], place, 0), axis=1)
         targets = np.where(seams[:, 1:], IGNORED, targets)
         return {"input_ids": ids[:, :-1], "targets": targets, "position_ids": place - begin}

@@ -28,9 +28,7 @@ def permute_digits(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Permutes numbers, given and returned as the digits of their two halves, under integer `keys`.
 
-    Args:
-        left, right: one uint64 array (n,) per digit, with values in 0 .. radix - 1.
-        left_radices, right_radices: the radix of each digit, up to 2**63.
+    A digit is a uint64 array (n,) with values in 0 .. radix - 1; radices go up to 2**63.
     """
     key = np.zeros(1, np.uint64)
     for part in keys:
@@ -39,19 +37,14 @@ def permute_digits(
         state = _mix(key + np.uint64((round_number + 1) * int(GOLDEN) % 2**64))
         for digit in right:
             state = _mix(_mix(digit ^ state) + state)
-        added = []
-        for place, (digit, radix) in enumerate(zip(left, left_radices, strict=True)):
-            drawn = _mix(state + np.uint64(place)) % np.uint64(radix)
-            added.append((digit + drawn) % np.uint64(radix))
+        places = enumerate(zip(left, map(np.uint64, left_radices), strict=True))
+        added = [(digit + _mix(state + np.uint64(place)) % radix) % radix for place, (digit, radix) in places]
         left, right, left_radices, right_radices = right, added, right_radices, left_radices
     return left, right
 
 
 def permute(indices: np.ndarray, n: int, *keys: int) -> np.ndarray:
-    """The images of `indices`, of any shape, under the permutation of 0 .. n - 1 that integer `keys` choose.
-
-    `n` is at most 2**62; the result is a uint64 array.
-    """
+    """The images (uint64) of `indices` (any shape) under the permutation of 0 .. n - 1 of `keys`, n up to 2**62."""
     radix = math.isqrt(n - 1) + 1
     result = np.asarray(indices, np.uint64).copy()
     walking = np.ones(result.shape, bool)

@@ -21,13 +21,9 @@ class PreparedData:
     """What a model is trained and evaluated on."""
 
     tokenizer: PreTrainedTokenizerFast
-    splits: dict[str, Split]
-    """Splits by name; all but `train` consist of consecutive sequences that do not overlap."""
-    folder: Path | None
-    """The cache folder, named by the data's fingerprint; None for arithmetic, which is computed."""
-    example: str
-    """A text for a model to continue: the recipe's first prompt, a validation problem, or the start of the validation
-    split (empty if `data.block_size` is 1, which leaves no room for it)."""
+    splits: dict[str, Split]  # by name; all but `train` consist of consecutive sequences that do not overlap
+    folder: Path | None  # in the cache, named by the data's fingerprint; None for arithmetic, which is computed
+    example: str  # to continue: first prompt, validation problem, or start of that split (empty for `block_size` 1)
 
     @property
     def fingerprint(self) -> str | None:
@@ -36,11 +32,7 @@ class PreparedData:
 
 
 def prepare_data(recipe: Recipe) -> PreparedData:
-    """Tokenizer and splits of a recipe, which for text must have a `data.block_size`.
-
-    Raises:
-        UserError: for data that cannot be read or is shorter than a sequence.
-    """
+    """Tokenizer and splits of a recipe with its `data.block_size`; a `UserError` for data unreadable or too short."""
     data, block_size, training = recipe.data, recipe.data.block_size, recipe.tokenizer.train
     if data.path in ARITHMETIC:
         tokenizer, names = arithmetic_tokenizer(), dict.fromkeys([*(data.split or FRACTIONS), "validation"])

@@ -11,21 +11,15 @@ IGNORED = -100  # the target that cross-entropy skips
 class Split(Protocol):
     """A split of `len(split)` rows; `split[indices]` is a batch."""
 
-    sequence_length: int
-    """Tokens per row."""
-    num_sequences: int
-    """Rows in one pass over the split."""
-    targets_per_row: int | None
-    """Targets in every row; None if rows differ."""
+    sequence_length: int  # tokens per row
+    num_sequences: int  # rows in one pass over the split
+    targets_per_row: int | None  # None if rows differ
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The rows at integer `indices` (n,), as int64 arrays (n, sequence_length).
-
-        These are `input_ids`, `targets` (the next token of each input, or IGNORED) and, for packed documents,
-        `position_ids`, which restart at each document.
-        """
+        """The rows at integer `indices` (n,), int64 (n, sequence_length): `input_ids`, `targets` (next tokens or
+        IGNORED) and, for packed documents, `position_ids`, which restart at each document."""
 
 
 def cut_points(total: int, fractions: dict[str, float]) -> dict[str, tuple[int, int]]:

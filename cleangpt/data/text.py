@@ -44,9 +44,7 @@ Texts = Callable[[], Iterator[str]]
 def build_text(data: Data, make_tokenizer: Callable[[Iterator[str]], PreTrainedTokenizerFast], identity: Any) -> Path:
     """The folder with the tokenizer and token streams of `data`, built unless it is cached.
 
-    Args:
-        make_tokenizer: from the texts of the train split to a tokenizer.
-        identity: JSON-able value that changes exactly when `make_tokenizer` does.
+    `make_tokenizer` gets the texts of the train split; `identity` (JSON-able) changes exactly when it does.
 
     Raises:
         UserError: for data that cannot be read, is empty, lacks a column, or has characters unknown to the tokenizer.
@@ -102,11 +100,9 @@ def _load(data: Data) -> dict[str, Any]:
     files = _local_files(data)
     given = {split: list(names) for split, names in data.files.items()} if data.data_files else None
     lines: dict[str, Any] = {"sample_by": "line", "keep_linebreaks": True, "chunksize": BATCH}
-    options = {"text": lines, "json": {"chunksize": BATCH}}.get(data.path, {})
+    options = {"text": lines, "json": {"chunksize": BATCH}}.get(data.path, {}) | {"streaming": bool(files)}
     try:
-        return load_dataset(
-            data.path, data.name, data_files=files or given, revision=data.revision, streaming=bool(files), **options
-        )
+        return load_dataset(data.path, data.name, data_files=files or given, revision=data.revision, **options)
     except Exception as error:  # datasets and the Hub client raise many kinds
         raise _unreadable(data, error) from error
 
@@ -166,10 +162,9 @@ def _check_columns(table: pyarrow.Table, data: Data) -> None:
 
 
 def _cut(raw: dict[str, Any], data: Data) -> dict[str, Texts]:
-    """Functions that yield the texts to tokenize of each split: pieces of a text file, or rows.
+    """Functions that yield the texts to tokenize of each split: pieces of a text file, or rows of a table.
 
-    A validation split in the data is used as it is; otherwise train is cut by `data.split`, in order: text by
-    characters, tables by rows.
+    Without a validation split in the data, train is cut by `data.split`, in order: by characters, or by rows.
     """
     texts: dict[str, Texts] = {name: functools.partial(_texts, dataset, data) for name, dataset in raw.items()}
     if "train" not in texts:
@@ -272,9 +267,8 @@ def _tokenize(
             bar.update(size)
     if counts["tokens"] == 0:
         raise _source_error(data, f"no text for the {name} split")
-    if counts["empty"]:
-        message = f"{counts['empty']:,} rows of the {name} split have no text and were skipped"
-        logging.getLogger(__name__).warning(message)
+    if empty := counts["empty"]:
+        logging.getLogger(__name__).warning(f"{empty:,} rows of the {name} split have no text and were skipped")
     documents = np.concatenate(starts)
     documents = documents[documents < counts["tokens"]]
     mapped = map_file(stream)

@@ -20,7 +20,6 @@ from ..recipe.keys import TokenizerTraining
 VERSION = 2  # of what `train_tokenizer` makes of a text: part of the data's fingerprint
 END, UNKNOWN = "<|endoftext|>", "<unk>"
 BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False)
-
 # Joins the messages of a chat with line breaks, so that `transformers chat` and `serve` can talk to a base model.
 CHAT_TEMPLATE = "{{ messages | map(attribute='content') | join('\n') }}"
 
@@ -30,9 +29,7 @@ def _wrap(backend: tokenizers.Tokenizer, **special_tokens: str) -> PreTrainedTok
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token=END,
-        eos_token=END,
-        pad_token=END,
+        **dict.fromkeys(("bos_token", "eos_token", "pad_token"), END),
         padding_side="left",  # generation continues prompts at their right end
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
@@ -77,21 +74,13 @@ def has_unknown(tokenizer: PreTrainedTokenizerFast, ids: np.ndarray) -> bool:
 
 
 def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level byte-pair encoding (Sennrich et al., arXiv 1508.07909; GPT-2's bytes and pre-tokenizer).
-
-    Raises:
-        UserError: if `vocab_size` has no room for the 256 bytes and the special token.
-    """
+    """Byte-level byte-pair encoding (Sennrich et al., arXiv 1508.07909; GPT-2's bytes and pre-tokenizer)."""
     if vocab_size < 257:
         raise UserError(("tokenizer.train.vocab_size", f"expected at least 257 (256 bytes, {END}), got {vocab_size}"))
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = BYTE_LEVEL
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END], show_progress=False)
+    trainer.initial_alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend.train_from_iterator(texts, trainer)
     return _wrap(backend)
 
@@ -104,11 +93,7 @@ def train_tokenizer(training: TokenizerTraining, texts: Iterable[str]) -> PreTra
 
 
 def load_tokenizer(path: str | Path, key: str = "tokenizer.path") -> PreTrainedTokenizerFast:
-    """A tokenizer from a saved folder or the Hub.
-
-    Raises:
-        UserError: under `key`, if there is no fast tokenizer to load.
-    """
+    """A tokenizer from a saved folder or the Hub; a `UserError` under `key` if there is no fast one to load."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # a broken file can raise anything

@@ -30,21 +30,16 @@ def evaluate(
     max_batches: int | None = None,
     num_rows: int | None = None,
 ) -> dict[str, float]:
-    """Measures a model on a split, or on its first rows. All processes call it.
+    """Measures a prepared model on a split, or its first `num_rows` or `max_batches`, counted over all processes.
 
-    The figures depend neither on the batch size nor on the number of processes.
-
-    Args:
-        model: as prepared by the accelerator.
-        batch_size: rows per forward pass.
-        max_batches, num_rows: where to stop, over all processes; by default at the end of the split.
+    All processes call it; the figures depend neither on their number nor on the batch size.
 
     Returns:
         `loss`, mean nats per target; `perplexity`, its exponential; for text `bits_per_byte`, nats / ln 2 over its
         UTF-8 bytes (pro rata for part of a split); for arithmetic `accuracy`, the fraction of problems in which each
-        token of the answer is the likeliest after the right ones before it. These are just the problems that greedy
-        generation solves, which sees the same prefix up to its first mistake. The end token counts after an answer
-        shorter than the longest, where generation stops by itself.
+        token of the answer is the likeliest after the right ones before it. Just these are solved by greedy generation,
+        which sees the same prefix up to its first mistake. The end token counts after an answer shorter than the
+        longest, where generation stops by itself.
     """
     rows = min(len(split), num_rows or len(split), (max_batches or len(split)) * batch_size)
     return evaluate_rows(accelerator, model, split, batch_size, rows)[0]
@@ -88,8 +83,8 @@ def evaluate_rows(
 def inference(model: nn.Module) -> Iterator[None]:
     """Without gradients and dropout; the model's mode is restored."""
     was_training = model.training
-    model.eval()
     try:
+        model.eval()
         with torch.no_grad():
             yield
     finally:
@@ -97,28 +92,22 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 def check_answers(model: nn.Module, batch: dict[str, Tensor], answer_width: int) -> tuple[Tensor, Tensor]:
-    """The sum of nats over the targets, and whether every token of each row's answer is the likeliest, bool (rows,).
-
-    Args:
-        answer_width: tokens that generation would write; later ones do not matter.
-    """
+    """The sum of nats, and whether each row's first `answer_width` targets are the likeliest tokens, bool (rows,)."""
     inputs = {name: values for name, values in batch.items() if name != "targets"}
     targets = batch["targets"]  # (rows, time)
     logits = model(**inputs, use_cache=False).logits.float()  # (rows, time, vocab)
     nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
     is_target = targets != IGNORED
-    matters = is_target & (is_target.cumsum(-1) <= answer_width)
+    matters = is_target & (is_target.cumsum(-1) <= answer_width)  # generation writes no more
     return nats, ((logits.argmax(-1) == targets) | ~matters).all(-1)
 
 
 def continue_texts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], seed: int, max_new_tokens: int
 ) -> list[str]:
-    """Each prompt with a sampled continuation; the global random state stays as it is.
+    """Each prompt with a sampled continuation, of fewer tokens if the model runs out of positions.
 
-    Args:
-        prompts: shorter than the model's positions; an unknown character is read as `<unk>`.
-        max_new_tokens: fewer if the model runs out of positions.
+    Prompts are shorter than these; an unknown character is read as `<unk>`. The global random state stays as it is.
     """
     texts = []
     with inference(model), torch.random.fork_rng():
@@ -139,12 +128,9 @@ def solve(
     indices: np.ndarray,
     batch_size: int = 1000,
 ) -> list[tuple[str, str, str]]:
-    """Answers problems of an arithmetic split by greedy generation, in batches with a cache.
+    """(question, the model's answer, the right answer) of problems, with digits in the order in which they are written.
 
-    An answer ends at the end token, or at the width of the longest right answer.
-
-    Returns:
-        (question, the model's answer, the right answer) as text, in the order in which the model writes digits.
+    Generation is greedy, in batches with a cache, up to the end token or the width of the longest right answer.
     """
     problems = split.texts(indices)
     answers = [""] * len(problems)
@@ -164,12 +150,7 @@ def solve(
 
 
 def final_samples(model: PreTrainedModel, data: PreparedData, recipe: Recipe) -> list[str]:
-    """Texts that show what a trained model can do, the same for the same weights.
-
-    Returns:
-        For text, each prompt with its continuation (nothing if there is no room for one); for arithmetic, one text with
-        a held-out problem a line.
-    """
+    """What a model can do, the same for the same weights: continued prompts, or one text of held-out problems."""
     split = data.splits.get("test", data.splits["validation"])
     if not isinstance(split, ArithmeticSplit):
         prompts = recipe.evaluation.prompts or ([data.example] if data.example else [])

@@ -26,18 +26,12 @@ from .metrics.arithmetic_exact_match.arithmetic_exact_match import score_answers
 class Grades:
     """Answers to n problems, and what may explain the mistakes."""
 
-    problems: list[tuple[str, str, str]]
-    """Question, the model's answer, the right answer, as text."""
-    right: np.ndarray
-    """Whether the whole answer is right, bool (n,)."""
-    digits: np.ndarray
-    """Whether each digit is right, from the ones up, float (n, places): 1, 0, or NaN in a place the answer lacks."""
-    carries: np.ndarray
-    """Carries in the calculation, int (n,)."""
-    lengths: np.ndarray
-    """Digits of each operand, int (n, 2)."""
-    is_number: np.ndarray
-    """Whether the model's answer is a number at all, bool (n,)."""
+    problems: list[tuple[str, str, str]]  # question, the model's answer, the right answer
+    right: np.ndarray  # whether the whole answer is, bool (n,)
+    digits: np.ndarray  # 1 if right, 0 if wrong, NaN in a place the right answer lacks; from the ones up, (n, places)
+    carries: np.ndarray  # in the calculation, int (n,)
+    lengths: np.ndarray  # digits of each operand, int (n, 2)
+    is_number: np.ndarray  # whether the model's answer is one at all, bool (n,)
 
 
 def grade(
@@ -48,11 +42,7 @@ def grade(
     batch_size: int,
     num_rows: int | None = None,
 ) -> tuple[dict[str, float], Grades]:
-    """Grades an arithmetic split, or its first `num_rows` problems. All processes call it.
-
-    Returns:
-        The figures of `evaluate`, with the accuracy of the answers as written; and the grades.
-    """
+    """The figures of `evaluate`, with the accuracy of answers as written, and their grades; all processes call it."""
     num_rows = num_rows or len(split)
     figures, wrong = evaluate_rows(accelerator, model, split, batch_size, num_rows)
     indices = np.arange(num_rows)
@@ -82,14 +72,10 @@ def count_digits(digits: np.ndarray) -> np.ndarray:
 
 
 def count_carries(a: np.ndarray, b: np.ndarray, path: str) -> np.ndarray:
-    """Carries in adding or multiplying two numbers column by column on paper, int (n,).
+    """Carries in adding or multiplying numbers (n, digits), most significant digit first, on paper, int (n,).
 
     Column k of a long multiplication adds up the products of digits whose places sum to k, and what column k - 1
     carried. A carry of any size is one carry.
-
-    Args:
-        a, b: digits, int (n, digits), the most significant first.
-        path: `addition` or `multiplication`.
     """
     a, b = a[:, ::-1], b[:, ::-1]  # the ones first
     width = a.shape[1]
@@ -115,8 +101,7 @@ def format_table(grades: Grades) -> str:
     lines = []
     for name, groups in (("digit (0: the ones)", places), ("carries", carries), ("longer operand's digits", lengths)):
         lines.append(f"{name:24} {'problems':>12} {'wrong':>10} {'accuracy':>9}")
-        lines += [f"{k:<24} {len(r):12,} {len(r) - r.sum():10,.0f} {r.mean():9.4f}" for k, r in groups]
-        lines.append("")
+        lines += [f"{k:<24} {len(r):12,} {len(r) - r.sum():10,.0f} {r.mean():9.4f}" for k, r in groups] + [""]
     wrong = np.flatnonzero(~grades.right)
     if len(wrong):
         lines.append(f"{len(wrong):,} wrong answers, {(~grades.is_number).sum():,} of them no number")
@@ -128,17 +113,13 @@ def write_report(grades: Grades, folder: Path) -> None:
     """Writes heat maps, `accuracy.png`, and the wrong answers, `wrong_answers.csv`."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "wrong_answers.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["question", "answer", "right"])
-        writer.writerows(grades.problems[i] for i in np.flatnonzero(~grades.right))
+        wrong = [grades.problems[i] for i in np.flatnonzero(~grades.right)]
+        csv.writer(file).writerows([("question", "answer", "right"), *wrong])
     draw_accuracy(grades, folder / "accuracy.png")
 
 
 def draw_accuracy(grades: Grades, path: Path) -> None:
-    """Two heat maps: accuracy of each digit by carries, and of the whole answer by lengths of the operands.
-
-    Each cell holds the accuracy and the number of problems.
-    """
+    """Heat maps of accuracy, with the number of problems: of digits by carries, of answers by operands' lengths."""
     from matplotlib.figure import Figure  # half a second that only a picture needs
 
     carries, lengths = np.unique(grades.carries), np.arange(1, grades.lengths.max() + 1)
@@ -159,7 +140,6 @@ def draw_accuracy(grades: Grades, path: Path) -> None:
         axes.set_yticks(range(len(rows)), rows)
         for i, j in np.argwhere(~np.isnan(means)):
             text = f"{np.floor(means[i, j] * 1e4) / 1e4:.2%}\nof {len(cells[i][j]):,}"  # 100.00% only if all are right
-            color = "black" if means[i, j] > 0.6 else "white"
-            axes.text(j, i, text, ha="center", va="center", fontsize=6, color=color)
+            axes.text(j, i, text, ha="center", va="center", fontsize=6, color="black" if means[i, j] > 0.6 else "white")
     figure.colorbar(image, ax=[left, right], format="{x:.0%}")
     figure.savefig(path, dpi=120)

@@ -7,15 +7,8 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from ..data.arithmetic import ArithmeticSplit
@@ -35,24 +28,18 @@ def block_size(data: Data, model: Mapping[str, Any]) -> int | None:
     positions = model.get("max_position_embeddings")
     if positions is None and (data.block_size is None or "init_from" in model):
         positions = getattr(load_config(model), "max_position_embeddings", None)
-    if data.block_size is None and positions is None:
+    length = data.block_size or positions
+    if length is None:
         raise UserError(("data.block_size", "expected a whole number from 1: this model type has no length of its own"))
-    if data.block_size is not None and positions is not None and data.block_size > positions:
-        message = f"expected at most max_position_embeddings {positions}, got {data.block_size}"
-        raise UserError(("data.block_size", message))
-    return data.block_size or positions
+    if positions is not None and length > positions:
+        raise UserError(("data.block_size", f"expected at most max_position_embeddings {positions}, got {length}"))
+    return length
 
 
 def build_model(
     model: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, split: Split, seed: int
 ) -> PreTrainedModel:
-    """The model of a recipe's `model` section, in float32.
-
-    Args:
-        model: the section.
-        tokenizer: sets the vocabulary size and special ids that the section omits.
-        split: to train on; its sequence length sets the positions that the section omits.
-        seed: of new weights.
+    """The model of a recipe's `model` section, in float32; `seed` is of new weights, the rest as in `config_for`.
 
     Raises:
         UserError: for weights that cannot be loaded, or a configuration too small for tokenizer or split.
@@ -75,10 +62,7 @@ def build_model(
 
 
 def config_for(model: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, length: int) -> PreTrainedConfig:
-    """The configuration of a recipe's `model` section, for a tokenizer and sequences of `length` tokens.
-
-    They set what the section omits. An architecture with unlimited positions (Bloom) is limited to those it sees in
-    training.
+    """The configuration of a recipe's `model` section; a tokenizer and sequences of `length` tokens set what it omits.
 
     Raises:
         UserError: as `load_config`, and for fewer ids than the tokenizer has, or fewer positions than `length`.
@@ -86,7 +70,7 @@ def config_for(model: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, len
     needed = {"vocab_size": len(tokenizer), "max_position_embeddings": length}
     config = load_config(model, **({} if "init_from" in model else needed), **special_ids(tokenizer))
     if not hasattr(config, "max_position_embeddings"):
-        config.max_position_embeddings = length
+        config.max_position_embeddings = length  # unlimited positions (Bloom): those seen in training
     if too_small := [name for name, least in needed.items() if getattr(config, name) < least]:
         message = "expected at least {}, for tokenizer and sequences, got {}"
         raise UserError(*((f"model.{name}", message.format(needed[name], getattr(config, name))) for name in too_small))
@@ -99,13 +83,10 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
 
 
 def choose_attention(model: Mapping[str, Any], length: int, mixed_precision: str, device: torch.device) -> str | None:
-    """The attention implementation for a run, as named in its recipe or from a fixed table, so that resuming agrees.
+    """The attention implementation for a run, from its recipe or from fixed limits, so that resuming agrees.
 
-    | hardware | `length` of a sequence | choice |
-    |---|---|---|
-    | CPU, float32 | up to 16 tokens | `eager`: 0.8 of the time of a step of `recipes/adder.yaml` |
-    | CPU, bf16 | up to 256 tokens | `eager`: 0.6 of the time of attention alone, with AMX |
-    | any other | any | transformers' choice, `sdpa` |
+    On a CPU, `eager` up to a `length` of 16 tokens in float32 (0.8 of the time of a step of `recipes/adder.yaml`), of
+    256 in bf16 (0.6 of the time of attention alone, with AMX); elsewhere transformers' choice, `sdpa`.
     """
     if "attn_implementation" in model or model.get("model_type") not in ("nanogpt", "nanollama"):
         return model.get("attn_implementation")
@@ -144,15 +125,12 @@ def load_model(source: str | Path, attention: str | None = None, key: str = "mod
     if wrong := sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]):
         raise UserError((key, f"the weights in {str(source)!r} are not those of its config: {', '.join(wrong[:5])}"))
     for name, found, expected in sorted(info["mismatched_keys"]):
-        message = f"expected {name} of shape {list(expected)}, got {list(found)} in {str(source)!r}"
-        raise UserError((key, message))
+        raise UserError((key, f"expected {name} of shape {list(expected)}, got {list(found)} in {str(source)!r}"))
     return network
 
 
 def load_config(model: Mapping[str, Any], **defaults: Any) -> PreTrainedConfig:
     """The configuration of a recipe's `model` section, and of `defaults` for keys that it omits.
-
-    Without `num_key_value_heads`, every attention head has its own keys and values.
 
     Raises:
         UserError: if `init_from` has no model, one of another type, or one without a key of the section or its value.
@@ -161,7 +139,7 @@ def load_config(model: Mapping[str, Any], **defaults: Any) -> PreTrainedConfig:
     given = {key: value for key, value in model.items() if key not in ours}
     if "init_from" not in model:
         if "num_attention_heads" in given and hasattr(CONFIG_MAPPING[model["model_type"]], "num_key_value_heads"):
-            defaults["num_key_value_heads"] = given["num_attention_heads"]
+            defaults["num_key_value_heads"] = given["num_attention_heads"]  # by default, keys and values for each head
         return AutoConfig.for_model(model["model_type"], **{**defaults, **given})
     source = model["init_from"]
     try:

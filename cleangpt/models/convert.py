@@ -11,14 +11,8 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto import AutoConfig, AutoModelForCausalLM
 
 from ..data.tokenization import load_tokenizer
 from ..errors import UserError
@@ -37,11 +31,7 @@ METADATA = ModelCardData(library_name="transformers", pipeline_tag="text-generat
 
 
 def to_native(model: PreTrainedModel) -> PreTrainedModel:
-    """The same function as a plain `gpt2`, `llama` or `qwen3`, in float32.
-
-    Raises:
-        UserError: if the model is neither NanoGPT nor NanoLlama.
-    """
+    """The same function as a plain `gpt2`, `llama` or `qwen3`, in float32; a UserError for any other model."""
     config, weights = model.config, model.state_dict()
     if config.model_type == "nanogpt":
         native = _gpt2(config, weights)
@@ -65,11 +55,7 @@ def _gpt2(config: PreTrainedConfig, weights: dict[str, torch.Tensor]) -> PreTrai
 
 
 def from_native(model: PreTrainedModel) -> PreTrainedModel:
-    """The same function as a NanoGPT or NanoLlama, in float32.
-
-    Raises:
-        UserError: for another architecture, or a variant that NanoGPT and NanoLlama do not have.
-    """
+    """The same function as a NanoGPT or NanoLlama, in float32; a UserError if neither can compute it."""
     config, weights = model.config, model.state_dict()
     if config.model_type == "gpt2":
         _require(config, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
@@ -93,12 +79,9 @@ def from_native(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def from_nanogpt_checkpoint(path: Path) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """The model in a `ckpt.pt` written by nanoGPT's `train.py`, and a GPT-2 of the same weights to compare it with.
+    """The model in nanoGPT's `ckpt.pt`, and a GPT-2 of the same weights to compare it with; else a UserError.
 
-    The file is read with `weights_only=True`, so nothing in it is executed.
-
-    Raises:
-        UserError: if the file is no such checkpoint.
+    Nothing in the file is executed (`weights_only=True`).
     """
     expected = "expected a ckpt.pt with model and model_args, as nanoGPT writes it"
     try:
@@ -118,23 +101,17 @@ def from_nanogpt_checkpoint(path: Path) -> tuple[PreTrainedModel, PreTrainedMode
 class Proof:
     """How far two models agree."""
 
-    difference: float
-    """Largest difference between two logits in float64, on random and on padded input."""
-    tokens: int
-    """Greedy tokens compared."""
-    same_tokens: int
-    """Greedy tokens before the first that differs."""
+    difference: float  # the largest between two logits in float64, on random and on padded input
+    tokens: int  # compared, written greedily
+    same_tokens: int  # of these, before the first that differs
 
     @property
     def holds(self) -> bool:
-        """Whether the models count as equal."""
         return self.difference <= TOLERANCE and self.same_tokens == self.tokens
 
     def __str__(self) -> str:
-        return (
-            f"largest difference of logits {self.difference:.1e} (at most {TOLERANCE:.0e}), "
-            f"{self.same_tokens} of {self.tokens} greedy tokens the same"
-        )
+        difference = f"largest difference of logits {self.difference:.1e} (at most {TOLERANCE:.0e})"
+        return f"{difference}, {self.same_tokens} of {self.tokens} greedy tokens the same"
 
 
 @torch.no_grad()
@@ -163,15 +140,15 @@ def compare_models(one: PreTrainedModel, other: PreTrainedModel) -> Proof:
             weight.data = weight.to(dtype)
         answers.append((torch.cat([whole.flatten(0, 1), padded[mask.bool()]]), text))
     (logits, text), (other_logits, other_text) = answers
-    same = int((text == other_text).long().cumprod(0).sum())
-    return Proof((logits - other_logits).abs().max().item(), new_tokens, same)
+    same_tokens = int((text == other_text).long().cumprod(0).sum())
+    return Proof((logits - other_logits).abs().max().item(), new_tokens, same_tokens)
 
 
 def export_folder(source: str | Path, out: Path) -> Proof:
     """Writes a saved model as a plain `gpt2`, `llama` or `qwen3` folder.
 
     Raises:
-        UserError: if there is no model, `out` is taken, or the two models differ; nothing is written then.
+        UserError: before anything is written, if there is no model, `out` is taken, or the two models differ.
     """
     _require_free(out)
     model, tokenizer = load_model(source).eval(), load_tokenizer(source, "model")
@@ -190,8 +167,7 @@ def export_folder(source: str | Path, out: Path) -> Proof:
 def import_folder(source: str | Path, out: Path, tokenizer_path: str | None = None) -> Proof:
     """Writes a NanoGPT or NanoLlama folder from a GPT-2, Llama or Qwen3 folder or id, or nanoGPT's `ckpt.pt`.
 
-    Args:
-        tokenizer_path: the tokenizer to save with it; by default the source's own (a `ckpt.pt` has none).
+    The tokenizer is by default the source's own (a `ckpt.pt` has none).
 
     Raises:
         UserError: if the source cannot be read or has no counterpart here, or `out` is taken.
@@ -203,8 +179,7 @@ def import_folder(source: str | Path, out: Path, tokenizer_path: str | None = No
     else:
         original = load_model(source, key="source").eval()
         model = from_native(original)
-        if tokenizer_path is None:
-            tokenizer = load_tokenizer(source, "source")
+        tokenizer = tokenizer or load_tokenizer(source, "source")
     return _write_if_equal(out, original, model, tokenizer, METADATA.to_yaml())
 
 
@@ -253,9 +228,8 @@ def _require_free(out: Path) -> None:
 
 def _require(config: PreTrainedConfig, **expected: Any) -> None:
     for name, value in expected.items():
-        if getattr(config, name) != value:
-            message = f"{name}: expected {value!r}, got {getattr(config, name)!r}, which has no counterpart here"
-            raise UserError(("source", message))
+        if (got := getattr(config, name)) != value:
+            raise UserError(("source", f"{name}: expected {value!r}, got {got!r}, which has no counterpart here"))
 
 
 def _transpose(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

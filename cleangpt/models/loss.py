@@ -15,12 +15,7 @@ ROWS_PER_PART = 512  # 256 to 1,024 are equally fast on 2 cores
 
 
 def sum_nats(accelerator: Accelerator, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """The sum of -ln p(target) over a batch's targets, in float32 or wider.
-
-    Args:
-        model: as prepared by the accelerator.
-        batch: `targets` (rows, time), -100 for none, and the model's inputs.
-    """
+    """The sum of -ln p(target) over a batch's `targets` (rows, time), -100 for none, in float32 or wider."""
     inputs = {name: values for name, values in batch.items() if name != "targets"}
     network: Any = getattr(model, "module", model)  # `unwrap_model` is slower
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
@@ -49,8 +44,7 @@ def nats(model: nn.Module, inputs: dict[str, Tensor], targets: Tensor) -> Tensor
 
 def nats_in_parts(model: nn.Module, head: Tensor, inputs: dict[str, Tensor], targets: Tensor) -> Tensor:
     """The same from the last hidden states and the weight `head` (vocab, hidden), some rows of logits at a time."""
-    no_logits = targets.new_empty(0)
-    outputs = model(**inputs, use_cache=False, output_hidden_states=True, logits_to_keep=no_logits)
+    outputs = model(**inputs, use_cache=False, output_hidden_states=True, logits_to_keep=targets.new_empty(0))  # none
     hidden = outputs.hidden_states[-1].flatten(0, 1)  # (rows x time, hidden)
     parts = nn.LinearCrossEntropyOptions(batch_chunk_size=ROWS_PER_PART, chunking_method=None)
     return F.linear_cross_entropy(hidden, head, targets.flatten(), reduction="sum", ignore_index=IGNORED, options=parts)

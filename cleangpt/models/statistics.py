@@ -6,10 +6,10 @@ from transformers import PreTrainedModel
 
 
 def flops_per_token(model: PreTrainedModel) -> int:
-    """Floating-point operations of training on one token, forward and backward, in sequences as long as its positions.
+    """Floating-point operations of training on one token, forward and backward, in sequences of full length.
 
-    6 per weight in a matrix product, and 12 x layers x width x context for attention (PaLM, arXiv 2204.02311, appendix
-    B). As is usual, causal attention counts in full, and recomputation not at all.
+    6 per weight in a matrix product, 12 x layers x width x context for attention, causal or not; none for recomputation
+    (PaLM, arXiv 2204.02311, appendix B).
     """
     config = model.config
     products = model.num_parameters(exclude_embeddings=True)
@@ -33,10 +33,7 @@ def update_ratio(before: list[torch.Tensor], model: nn.Module) -> float:
 
 @torch.no_grad()
 def weight_norms(model: nn.Module) -> dict[str, float]:
-    """`weight_norm/` and a layer's name (`transformer.h.0`) to the norm of its weights as one vector.
-
-    Layers are the members of the model's list of blocks, and the modules outside it.
-    """
+    """`weight_norm/` and the name of a block (`transformer.h.0`) or of a module outside the blocks, to its norm."""
     groups: dict[str, list[torch.Tensor]] = {}
     for name, weight in model.named_parameters():
         parts = name.removeprefix("module.").split(".")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .keys import ARITHMETIC, FILES, Data, Recipe
-from .schedules import WSD_DECAY
+from .schedules import decay_ratio
 from .wording import allowed, nearest
 
 Mistakes = Iterator[tuple[list[str], str]]  # the keys concerned, the one to report first; what is wrong
@@ -22,8 +22,7 @@ def check_keys(recipe: Recipe) -> Mistakes:
     if split is not None and ("train" not in split or sum(split.values()) > 1 + 1e-9):
         yield ["data.split"], f"expected fractions that add up to at most 1, train among them, got {dict(split)}"
     if train is not None and train.kind == "char" and train.vocab_size is not None:
-        message = "char takes as many ids as there are characters, remove the key"
-        yield ["tokenizer.train.vocab_size", "tokenizer.train.kind"], message
+        yield ["tokenizer.train.vocab_size", "tokenizer.train.kind"], "char takes one id per character, remove the key"
     yield from _check_training(recipe)
     yield from _check_schedules(recipe)
     for package in recipe.tracking.trackers:
@@ -39,11 +38,7 @@ def check_keys(recipe: Recipe) -> Mistakes:
 
 
 def check_model(model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Checks the `model` section against the model's configuration class, which by itself accepts any key.
-
-    Returns:
-        The section with every key under its standard name, and the problems by key.
-    """
+    """The `model` section with standard names, and its problems by key: a configuration class accepts any key."""
     from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -58,15 +53,15 @@ def check_model(model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str
     causal = ["nanogpt", "nanollama", *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
     if model_type not in causal:
         near = difflib.get_close_matches(str(model_type), causal, n=1) or ["nanogpt"]
-        message = "expected nanogpt, nanollama or a causal language model of transformers"
-        return model, {"model.model_type": f"{message}, got {model_type!r}, did you mean {near[0]}?"}
+        message = f"expected nanogpt, nanollama or a causal language model of transformers, got {model_type!r}"
+        return model, {"model.model_type": f"{message}, did you mean {near[0]}?"}
 
     config_class: Any = CONFIG_MAPPING[model_type]
     fields = {field.name: field.type for field in dataclasses.fields(config_class)}
     own = sorted((fields.keys() | config_class.attribute_map) - {f.name for f in dataclasses.fields(PreTrainedConfig)})
     problems: dict[str, str] = {}
     written: dict[str, str] = {}  # standard name -> name in the recipe
-    for key in model.keys() - ours.keys():
+    for key in [key for key in model if key not in ours]:
         name = config_class.attribute_map.get(key, key)
         if name not in fields and key not in config_class.attribute_map:
             problems[f"model.{key}"] = f"unknown key of {model_type}, {nearest(key, own)}"
@@ -99,8 +94,7 @@ def check_model(model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str
 def _check_arithmetic(recipe: Recipe) -> Mistakes:
     data = recipe.data
     if data.data_files is not None:
-        message = f"{data.path} is generated and reads no file, got {data.data_files!r}"
-        yield ["data.data_files", "data.path"], message
+        yield ["data.data_files", "data.path"], f"{data.path} is generated and reads no file, got {data.data_files!r}"
     if recipe.tokenizer.path is not None or recipe.tokenizer.train is not None:
         yield ["tokenizer", "data.path"], f"{data.path} has its own tokenizer, remove the section"
     if data.block_size is not None:
@@ -110,8 +104,7 @@ def _check_arithmetic(recipe: Recipe) -> Mistakes:
         message = f"expected at most num_digits {data.num_digits}, got {data.min_digits}"
         yield ["data.min_digits", "data.num_digits"], message
     if not data.zero_pad and not data.signs:
-        message = "without signs only zero_pad separates the operands, set one of them to true"
-        yield ["data.signs", "data.zero_pad"], message
+        yield ["data.signs", "data.zero_pad"], "without signs only zero_pad separates operands, set one of them to true"
     if data.num_digits > 4 and recipe.evaluation.num_problems is None:
         keys = ["evaluation.num_problems", "data.num_digits", "data.path"]
         yield keys, "expected a number: there are too many problems of more than 4 digits to grade all of them"
@@ -139,8 +132,7 @@ def _check_text(recipe: Recipe) -> Mistakes:
         wrong += [f"expected text, got the empty file {match!r}" for match in matches if not Path(match).stat().st_size]
         yield from ((["data.data_files", "data.path"], message) for message in wrong)
     if recipe.checkpoint.metric == "eval/accuracy":
-        message = f"only arithmetic has an accuracy, got eval/accuracy for data.path {data.path}"
-        yield ["checkpoint.metric", "data.path"], message
+        yield ["checkpoint.metric", "data.path"], f"only arithmetic has it, got eval/accuracy for {data.path}"
 
 
 def _check_template(data: Data, template: str) -> Mistakes:
@@ -160,8 +152,7 @@ def _check_template(data: Data, template: str) -> Mistakes:
 def _check_training(recipe: Recipe) -> Mistakes:
     training, name = recipe.training, recipe.run.name or ""
     if (training.max_steps is None) == (training.max_epochs is None):
-        keys = ["training.max_steps", "training.max_epochs"]
-        yield keys, "expected one of max_steps and max_epochs, with the other null"
+        yield ["training.max_steps", "training.max_epochs"], "expected one of max_steps and max_epochs, the other null"
     if training.micro_batch_size is not None and training.micro_batch_size > training.batch_size:
         message = f"expected at most batch_size {training.batch_size}, got {training.micro_batch_size}"
         yield ["training.micro_batch_size", "training.batch_size"], message
@@ -173,12 +164,9 @@ def _check_schedules(recipe: Recipe) -> Mistakes:
     for name in ("lr", "weight_decay", "accumulation"):
         schedule = getattr(recipe.schedule, name)
         keys = [f"schedule.{name}.{key}" for key in ("decay_ratio", "warmup_ratio", "style", "begin", "end")]
-        usual = WSD_DECAY if schedule.style == "wsd" else 0
-        decay = usual if schedule.decay_ratio is None else schedule.decay_ratio
-        if schedule.warmup_ratio + decay > 1 + 1e-9:
-            yield keys[:3], f"expected at most 1 - warmup_ratio {schedule.warmup_ratio}, got {decay}"
+        if schedule.warmup_ratio + decay_ratio(schedule) > 1 + 1e-9:
+            yield keys[:3], f"expected at most 1 - warmup_ratio {schedule.warmup_ratio}, got {decay_ratio(schedule)}"
         if schedule.style == "power" and (schedule.end == 0 or (name != "lr" and schedule.begin == 0)):
             yield [keys[4], *keys[2:]], "the power style multiplies its way from begin to end and needs both above 0"
         if name == "accumulation" and min(schedule.begin, schedule.end) < 1:
-            message = f"expected factors from 1, got begin {schedule.begin} and end {schedule.end}"
-            yield [keys[3], keys[4]], message
+            yield keys[3:], f"expected factors from 1, got begin {schedule.begin} and end {schedule.end}"

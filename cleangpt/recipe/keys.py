@@ -1,22 +1,18 @@
-"""The recipe: every knob of an experiment on one page. `reading.py` reads it from YAML and the command line.
-
-A recipe and its sections are immutable; `section.model_copy(update={...})` makes a changed copy.
-"""
+"""The recipe: every knob of an experiment on one page. A recipe and its sections are immutable."""
 
 import string
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from transformers.utils.generic import flatten_dict
 from yaml import safe_dump
 
 ARITHMETIC = ("addition", "multiplication")
 FILES = ("text", "json", "parquet", "csv")
 
 
-class ReadOnly(dict):
-    """A mapping inside a recipe."""
-
+class ReadOnly(dict):  # a mapping inside a recipe
     def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError("a recipe is immutable")
 
@@ -29,21 +25,17 @@ class ReadOnly(dict):
 # The text in each annotation says in errors and in `--help` what the key may hold.
 Count = Annotated[int, Field(ge=1), "a whole number from 1"]
 Natural = Annotated[int, Field(ge=0), "a whole number from 0"]
-Seed = Annotated[int, Field(ge=0, le=2**63 - 1), "a whole number from 0 to 2^63 - 1"]
 Positive = Annotated[float, Field(gt=0), "a number above 0"]
 NonNegative = Annotated[float, Field(ge=0), "a number from 0"]
 Fraction = Annotated[float, Field(ge=0, le=1), "a number from 0 to 1"]
 BelowOne = Annotated[float, Field(ge=0, lt=1), "a number from 0 to below 1"]
 Text = Annotated[str, Field(min_length=1, coerce_numbers_to_str=True), "text"]
-Precision = Annotated[
-    Literal["no", "bf16", "fp16", "auto"],
-    BeforeValidator(lambda value: "no" if value is False else value),  # YAML reads a bare `no` as false
-]
+BareNo = BeforeValidator(lambda value: "no" if value is False else value)  # YAML reads an unquoted `no` as false
+Files = Text | tuple[Text, ...]
+Metric = Literal["eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/accuracy", "train/loss", "grad_norm"]
 
 
 class Section(BaseModel):
-    """Keys that belong together."""
-
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
@@ -54,15 +46,13 @@ class Run(Section):
     """Name of the run's folder in `output_dir`; by default the recipe's file name."""
     output_dir: Text = "outputs"
     """Folder that holds the runs."""
-    seed: Seed = 42
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1), "a whole number from 0 to 2^63 - 1"] = 42
     """Seed of initial weights, sample order, dropout and the split of arithmetic problems."""
     overwrite: bool = False
     """Delete the run in this folder and start again."""
 
 
-class TokenizerTraining(Section):
-    """How to train a tokenizer on the train split."""
-
+class TokenizerTraining(Section):  # on the train split
     kind: Literal["char", "bpe"] = "bpe"
     """`char`: one id per character; `bpe`: byte-level byte-pair encoding with GPT-2's pre-tokenizer."""
     vocab_size: Count | None = None
@@ -87,14 +77,11 @@ class Data(Section):
     """Configuration of the Hub dataset."""
     revision: Text | None = None
     """Branch, tag or commit of the Hub dataset."""
-    data_files: (
-        Text | tuple[Text, ...] | Annotated[dict[str, Text | tuple[Text, ...]], AfterValidator(ReadOnly)] | None
-    ) = None
+    data_files: Files | Annotated[dict[str, Files], AfterValidator(ReadOnly)] | None = None
     """A file, glob pattern or URL, a list of them, or a mapping from split to them."""
     split: Annotated[dict[str, Positive], AfterValidator(ReadOnly)] | None = None
-    """Fractions of the train split, cut in order (text by characters, tables by rows, problems by index); null means
-    train 0.9 and validation 0.1, or train 0.7, validation 0.15 and test 0.15 for arithmetic. Ignored for text that
-    comes with a validation split."""
+    """Fractions of train (text by characters, tables by rows, problems by index); null: train 0.9, validation 0.1, or
+    for arithmetic train 0.7, validation 0.15, test 0.15. Ignored for text that comes with a validation split."""
     text_column: Text = "text"
     """Column that holds the text."""
     template: Text | None = None
@@ -102,18 +89,15 @@ class Data(Section):
     block_size: Count | None = None
     """Targets per sequence, in tokens; by default `model.max_position_embeddings`. Arithmetic has its own length."""
     packing: Literal["windows", "blocks", "documents"] = "windows"
-    """`windows`: any offset of the token stream; `blocks`: cut end to end; `documents`: `blocks` in which no document
-    sees another."""
+    """`windows`: any offset of the stream; `blocks`: end to end; `documents`: blocks where no document sees another."""
     num_proc: Count | None = None
     """Processes that tokenize; null leaves it to the tokenizer's own threads."""
     fingerprint: Text | None = None
-    """Hash of the built data. A run writes it into its recipe, and refuses other text, tokenizer or splits from then
-    on."""
+    """Hash of the built data, written by a run, which from then on refuses other text, tokenizer or splits."""
     num_digits: Count = 3
     """Arithmetic: the most digits of an operand; every pair of numbers is equally likely."""
     min_digits: Count | None = None
-    """Arithmetic: operands of `min_digits` to `num_digits` digits, with every pair of lengths equally often in
-    training."""
+    """Arithmetic: operands have `min_digits` to `num_digits`; training draws each pair of lengths equally often."""
     signs: bool = True
     """Arithmetic: write the operator and the equals sign, `85+50=531` rather than `8550531`."""
     reverse_answer: bool = True
@@ -135,9 +119,7 @@ class Data(Section):
         return {split: (files,) if isinstance(files, str) else files for split, files in by_split.items()}
 
 
-class EarlyStopping(Section):
-    """When to stop before `max_steps`."""
-
+class EarlyStopping(Section):  # when to stop before `max_steps`
     patience: Count | None = None
     """Evaluations without a better `checkpoint.metric` after which training stops; null never stops early."""
     min_delta: NonNegative = 0.0
@@ -154,11 +136,10 @@ class Training(Section):
     batch_size: Count = 64
     """Sequences per optimizer step, over all processes."""
     micro_batch_size: Count | None = None
-    """Sequences per forward pass of one process, from which the number of micro-steps follows; by default a process's
-    whole share."""
+    """Sequences per forward pass of one process, which sets the number of micro-steps; by default its whole share."""
     macro_batch: Count = 250
     """Optimizer steps between two boundaries, where evaluation and checkpoints happen."""
-    mixed_precision: Precision = "auto"
+    mixed_precision: Annotated[Literal["no", "bf16", "fp16", "auto"], BareNo] = "auto"
     """`auto` takes bf16 where the hardware has it and the model is wide enough to gain, else fp16 on a GPU, else no."""
     compile: bool = False
     """Compile the model: half a minute before the first step, faster steps after it."""
@@ -168,8 +149,7 @@ class Training(Section):
     """Updates in a row that may be skipped, because loss or gradient are not finite, before the run stops."""
     early_stopping: EarlyStopping = EarlyStopping()
     resume: Text = "auto"
-    """`auto` resumes the run in the folder, `never` refuses to. A checkpoint's folder rewinds its run to it or, under
-    another `run.name`, starts a branch."""
+    """`auto`: resume; `never`: refuse to; a checkpoint's folder: rewind its run or, under a new `run.name`, branch."""
 
 
 class Optimizer(Section):
@@ -239,8 +219,7 @@ class Evaluation(Section):
     prompts: tuple[Text, ...] = ()
     """Texts to continue at each evaluation, always with the same seed; an unknown character is read as `<unk>`."""
     num_problems: Count | None = None
-    """Arithmetic: problems to grade at each evaluation; null means all. The end of a run grades the whole test split,
-    at most 200,000 problems."""
+    """Arithmetic: problems per evaluation; null means all. The end grades the test split, at most 200,000 problems."""
 
 
 class Checkpoint(Section):
@@ -252,9 +231,7 @@ class Checkpoint(Section):
     """Newest checkpoints to keep."""
     keep_best: Natural = 0
     """Best checkpoints to keep besides; the best model itself is always in `best/`."""
-    metric: Literal[
-        "eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/accuracy", "train/loss", "grad_norm"
-    ] = "eval/loss"
+    metric: Metric = "eval/loss"
     """Decides what is best, and when to stop early: `eval/accuracy` counts upwards, the others downwards."""
 
 
@@ -301,10 +278,9 @@ class Recipe(Section):
     data: Data
     run: Run = Run()
     model: Annotated[dict[str, Any], AfterValidator(ReadOnly)] = ReadOnly()
-    """`model_type` (`nanogpt`, `nanollama`, or any causal language model of transformers, `qwen3` say), any key of that
-    model's configuration (null removes it; without `num_key_value_heads` each head has its own keys and values),
-    `attn_implementation` (by default chosen from hardware and length), and `init_from` (a folder or Hub id whose
-    weights to start from)."""
+    """`model_type` (`nanogpt`, `nanollama`, or a causal language model of transformers, `qwen3` say), any key of its
+    configuration (null removes it; without `num_key_value_heads` each head has its own), `attn_implementation` (by
+    default chosen from hardware and length), and `init_from` (a folder or Hub id whose weights to start from)."""
     tokenizer: Tokenizer = Tokenizer()
     training: Training = Training()
     optimizer: Optimizer = Optimizer()
@@ -335,14 +311,9 @@ class Recipe(Section):
 
     def changed(self, **sections: dict[str, Any]) -> "Recipe":
         """A copy with other values: `recipe.changed(training={"max_steps": 5})`."""
-        return self.model_copy(
-            update={name: getattr(self, name).model_copy(update=keys) for name, keys in sections.items()}
-        )
+        return self.model_copy(update={key: getattr(self, key).model_copy(update=new) for key, new in sections.items()})
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted ones: `{"optimizer": {"lr": 1}}` becomes `{"optimizer.lr": 1}`."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def flatten(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested keys as dotted ones, without empty sections: `{"optimizer": {"lr": 1}}` becomes `{"optimizer.lr": 1}`."""
+    return {key: value for key, value in flatten_dict(values).items() if value != {}}

@@ -2,8 +2,8 @@
 
     python train.py recipes/adder.yaml --training.max_steps=100 --optimizer.lr=3e-4
 
-OmegaConf reads and merges (defaults < `base` < file < command line), pydantic checks types and ranges, `checks.py` what
-concerns several keys. All mistakes are reported at once.
+OmegaConf merges (defaults < `base` < file < command line), pydantic checks types and ranges, `checks.py` what concerns
+several keys. All mistakes are reported at once.
 """
 
 import functools
@@ -23,11 +23,7 @@ from .wording import help_text, translate
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe file and its bases, applies `--section.key=value` overrides, and checks everything.
-
-    Raises:
-        UserError: with one problem per mistake.
-    """
+    """Reads a recipe file and its bases, applies `--section.key=value` overrides; one `UserError` has all mistakes."""
     layers, problems = _read_with_bases(Path(path), ()), []
     for text in overrides:
         if not text.startswith("--") or "=" not in text:
@@ -38,9 +34,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         except (OmegaConfBaseException, YAMLError, ValueError) as error:
             problems.append((text, f"expected a value as YAML writes it: {error}"))
     try:
-        model_type = OmegaConf.select(OmegaConf.merge(*layers), "model.model_type")
-        for layer in layers:
-            _use_standard_names(layer, model_type)
+        _use_standard_names(layers, OmegaConf.select(OmegaConf.merge(*layers), "model.model_type"))
         merged = OmegaConf.to_container(OmegaConf.merge(*layers))
     except (OmegaConfBaseException, TypeError) as error:
         raise UserError(*problems, (str(path), f"sections cannot be merged: {error}")) from error
@@ -55,22 +49,17 @@ def parse_command(arguments: Sequence[str]) -> Recipe:
     path = next((argument for argument in arguments if not argument.startswith("-")), None)
     if path is None:
         raise UserError(("RECIPE.yaml", "expected the path of a recipe; `train.py --help` lists its keys"))
-    overrides = list(arguments)
-    overrides.remove(path)
-    return load_recipe(path, overrides)
+    place = arguments.index(path)
+    return load_recipe(path, [*arguments[:place], *arguments[place + 1 :]])
 
 
 def parse_recipe(values: Any, default_name: str, known: Iterable[tuple[str, str]] = (), check: bool = True) -> Recipe:
-    """Makes a recipe of sections given as plain Python, the inverse of `Recipe.to_dict`.
+    """Makes a recipe of plain Python, the inverse of `Recipe.to_dict`; one `UserError` has all mistakes.
 
     Args:
-        values: the sections.
         default_name: of the run.
         known: problems found before, to be reported with the others.
         check: whether to check what concerns several keys or this machine.
-
-    Raises:
-        UserError: with one problem per mistake.
     """
     problems: dict[str, str] = {}
     try:
@@ -79,21 +68,19 @@ def parse_recipe(values: Any, default_name: str, known: Iterable[tuple[str, str]
         problems = dict(translate(item) for item in error.errors())
         # Mistakes that do not depend on these are reported with them.
         rest = functools.reduce(_without, problems, values)
-        if isinstance(rest, dict) and problems.keys() & {"data", "data.path"}:
-            rest = {**rest, "data": {**rest.get("data", {}), "path": "text"}}
         try:
+            if problems.keys() & {"data", "data.path"}:
+                rest = {**rest, "data": {**rest.get("data", {}), "path": "text"}}
             recipe = Recipe.model_validate(rest)
         except pydantic.ValidationError:
             raise UserError(*known, *problems.items()) from error
     if recipe.run.name is None:
         recipe = recipe.changed(run={"name": default_name})
     if check:
-        wrong: dict[str, str] = {}
-        if "model" not in problems:
-            model, wrong = check_model(recipe.model)
-            recipe = recipe.model_copy(update={"model": ReadOnly(model)})
+        model, wrong = check_model(recipe.model) if "model" not in problems else (recipe.model, {})
+        recipe = recipe.model_copy(update={"model": ReadOnly(model)})
         for keys, message in check_keys(recipe):
-            if not any(f"{key}.".startswith(f"{known}.") for key in keys for known in problems):
+            if not any(f"{key}.".startswith(f"{wrong_key}.") for key in keys for wrong_key in problems):
                 wrong.setdefault(keys[0], message)
         problems.update(wrong)
     if found := [*known, *problems.items()]:
@@ -106,8 +93,7 @@ def _without(values: Any, key: str) -> Any:
     name, _, rest = key.partition(".")
     if not isinstance(values, dict) or name not in values:
         return values
-    others = {key: value for key, value in values.items() if key != name}
-    return {**others, name: _without(values[name], rest)} if rest else others
+    return {one: _without(old, rest) if one == name else old for one, old in values.items() if rest or one != name}
 
 
 def _read_with_bases(path: Path, above: tuple[Path, ...]) -> list[DictConfig]:
@@ -132,13 +118,13 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> list[DictConfig]:
     return [*_read_with_bases(path.parent / base, (*above, path.resolve())), config]
 
 
-def _use_standard_names(layer: DictConfig, model_type: Any) -> None:
+def _use_standard_names(layers: list[DictConfig], model_type: Any) -> None:
     """Renames model keys such as `n_embd` in place, so that a layer overrides those below it under any name."""
     from transformers import CONFIG_MAPPING
 
-    model = layer.get("model")
     known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
     names = CONFIG_MAPPING[model_type].attribute_map if known else {}
-    for key in [key for key in model if key in names] if isinstance(model, DictConfig) else []:
-        if names[key] not in model:
-            model[names[key]] = model.pop(key)
+    for model in [layer.model for layer in layers if isinstance(layer.get("model"), DictConfig)]:
+        for key in [key for key in model if key in names]:
+            if names[key] not in model:
+                model[names[key]] = model.pop(key)

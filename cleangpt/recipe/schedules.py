@@ -19,24 +19,18 @@ import numpy as np
 
 from .keys import LrSchedule, Optimizer, Recipe, Schedule, Schedules
 
-WSD_DECAY = 0.2  # share of a run in which `wsd` decays by default
-
 
 class Values(NamedTuple):
     """What the schedules say for one step."""
 
     lr: float
-    """The learning rate."""
     weight_decay: float
-    """The weight decay."""
-    accumulation: int
-    """The whole number, at least 1, that multiplies `training.batch_size`."""
+    accumulation: int  # the factor on `training.batch_size`, at least 1
 
 
 def at(schedules: Schedules, optimizer: Optimizer, step: int, max_steps: int) -> Values:
     """The values for optimizer step number `step`, from 1."""
-    weight_decay, accumulation = schedules.weight_decay, schedules.accumulation
-    progress = step / max_steps
+    weight_decay, accumulation, progress = schedules.weight_decay, schedules.accumulation, step / max_steps
     return Values(
         lr=optimizer.lr * factor(schedules.lr, progress, peak=1.0),
         weight_decay=optimizer.weight_decay * factor(weight_decay, progress, peak=weight_decay.begin),
@@ -51,35 +45,27 @@ def factor(schedule: Schedule | LrSchedule, progress: float, peak: float) -> flo
         return schedule.begin + (peak - schedule.begin) * progress / warmup
     start = 1 - decay if schedule.style == "wsd" else warmup
     done = 1.0 if decay == 0 and progress > start else (progress - start) / decay if decay else 0.0
-    return interpolate(schedule.style, peak, schedule.end, min(max(done, 0.0), 1.0))
+    done, style, end = min(max(done, 0.0), 1.0), schedule.style, schedule.end
+    if style == "constant":
+        return peak
+    if style in ("linear", "wsd"):
+        return peak + (end - peak) * done
+    if style == "cosine":  # half a period (arXiv 1608.03983)
+        return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * done))
+    return peak * (end / peak) ** done  # `power` is geometric, and needs both above 0
 
 
 def decay_ratio(schedule: Schedule | LrSchedule) -> float:
     """Share of the run that goes from the peak to `end`: by default all after the warm-up, the last fifth for `wsd`."""
     if schedule.decay_ratio is not None:
         return schedule.decay_ratio
-    return WSD_DECAY if schedule.style == "wsd" else 1 - schedule.warmup_ratio
-
-
-def interpolate(style: str, begin: float, end: float, progress: float) -> float:
-    """The value `progress` (0 to 1) of the way from `begin` to `end`.
-
-    `constant` stays at `begin`; `linear` and `wsd` are straight; `cosine` is half a period (arXiv 1608.03983); `power`
-    is geometric, begin * (end / begin) ** progress, and needs both above 0.
-    """
-    if style == "constant":
-        return begin
-    if style in ("linear", "wsd"):
-        return begin + (end - begin) * progress
-    if style == "cosine":
-        return end + (begin - end) * 0.5 * (1 + math.cos(math.pi * progress))
-    return begin * (end / begin) ** progress
+    return 0.2 if schedule.style == "wsd" else 1 - schedule.warmup_ratio
 
 
 def sequences_per_step(recipe: Recipe) -> np.ndarray:
     """Sequences that each step of a resolved recipe draws over all processes, int64 (max_steps,).
 
-    A branch draws no more in the steps before it than its first entry says: what the other run had drawn.
+    Before a branch, all that the other run had drawn counts as drawn in the first step.
     """
     max_steps, branch = recipe.training.max_steps or 0, recipe.branched_from
     values = [at(recipe.schedule, recipe.optimizer, step, max_steps) for step in range(1, max_steps + 1)]

@@ -13,39 +13,34 @@ from pydantic_core import ErrorDetails
 
 from .keys import Recipe
 
-HEAD = """usage: train.py RECIPE.yaml [--section.key=value ...]
-
-Trains the model of a recipe. Every key of the file can also be set on the command line:
-"""
+USAGE = "usage: train.py RECIPE.yaml [--section.key=value ...]\n"
+ABOUT = "Trains the model of a recipe. Every key of the file can also be set on the command line:\n"
 
 
 def help_text() -> str:
     """Every key with its default, its meaning and what it may hold."""
-    return "\n".join((HEAD, *_help_lines(Recipe)))
+    return "\n".join((USAGE, ABOUT, *_help_lines(Recipe)))
 
 
 def _help_lines(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
-        inner = section_in(field.annotation)
         if name == "branched_from":
             continue  # written by a run
-        if inner is not None:
+        if inner := section_in(field.annotation):
             if not prefix:
                 yield f"\n{name}: {inner.__doc__}"
             yield from _help_lines(inner, f"{prefix}{name}.")
         elif name == "model":
             yield "\nmodel: The network."
-            yield from _entry("--model.KEY", field.description or "")
+            yield _entry("--model.KEY", field.description or "")
         else:
             default = json.dumps(field.get_default(call_default_factory=True), default=str)
-            shown = "" if field.is_required() else f"  [{default}]"
-            meaning = f"{field.description} ({allowed(field.annotation, field.metadata)})"
-            yield from _entry(f"--{prefix}{name}{shown}", meaning)
+            head = f"--{prefix}{name}" + ("" if field.is_required() else f"  [{default}]")
+            yield _entry(head, f"{field.description} ({allowed(field.annotation, field.metadata)})")
 
 
-def _entry(head: str, text: str) -> Iterator[str]:
-    yield f"  {head}"
-    yield textwrap.fill(" ".join(text.split()), 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+def _entry(head: str, text: str) -> str:
+    return f"  {head}\n" + textwrap.indent(textwrap.fill(" ".join(text.split()), 104), " " * 6)
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:
@@ -56,9 +51,9 @@ def section_in(annotation: Any) -> type[BaseModel] | None:
 
 def allowed(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     """What a key with this annotation may hold: "a whole number from 1 or null", say."""
-    for text in (*metadata, *getattr(annotation, "__metadata__", ())):
-        if isinstance(text, str):
-            return text
+    texts = [text for text in (*metadata, *getattr(annotation, "__metadata__", ())) if isinstance(text, str)]
+    if texts:
+        return texts[0]
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return allowed(arguments[0])
@@ -89,16 +84,15 @@ def translate(error: ErrorDetails) -> tuple[str, str]:
     Its location can go deeper than a key: for `training.max_steps: x` it is `("training", "max_steps", "int")`.
     """
     section: type[BaseModel] | None = Recipe
-    keys: list[str] = []
-    expected = allowed(Recipe)
-    for part in error["loc"]:
+    key, expected = "", allowed(Recipe)
+    for part in map(str, error["loc"]):
         if section is None:
             break
-        keys.append(str(part))
+        key = f"{key}.{part}".removeprefix(".")
         if part not in section.model_fields:
-            return ".".join(keys), f"unknown key, {nearest(part, list(section.model_fields))}"
-        field = section.model_fields[str(part)]
+            return key, f"unknown key, {nearest(part, list(section.model_fields))}"
+        field = section.model_fields[part]
         section, expected = section_in(field.annotation), allowed(field.annotation, field.metadata)
     if error["type"] == "missing":
-        return ".".join(keys), f"missing, expected {expected}"
-    return ".".join(keys) or "recipe", f"expected {expected}, got {error['input']!r}"
+        return key, f"missing, expected {expected}"
+    return key or "recipe", f"expected {expected}, got {error['input']!r}"

@@ -40,12 +40,12 @@ class Report:
 
 def write_card(folder: Path, report: Report) -> None:
     """Writes the README.md of a saved model and, for the final model, curves.png."""
-    recipe, data = report.recipe, report.recipe.data
-    final, samples = report.samples is not None, report.samples or ()
+    recipe, data, final = report.recipe, report.recipe.data, report.samples is not None
     if final:
         draw_curves(recipe.folder / "metrics.jsonl", folder / "curves.png")
     prompt = json.dumps(report.example, ensure_ascii=False)  # a Python literal too
-    backticks = max((len(run) for run in re.findall("`+", "".join(samples))), default=0)
+    pipeline = f'import transformers; print(transformers.pipeline("text-generation", "exported")({prompt}))'
+    backticks = re.findall("`+", "".join(report.samples or ()))
     card = ModelCard.from_template(
         card_metadata(report),
         str(Path(__file__).with_name("card.md")),
@@ -58,10 +58,8 @@ def write_card(folder: Path, report: Report) -> None:
         on_hub=is_on_hub(data),
         licence=dataset_license(data.path) if final and is_on_hub(data) else None,  # asks the Hub only once a run
         prompt=prompt,
-        pipeline=shlex.quote(
-            f'import transformers; print(transformers.pipeline("text-generation", "exported")({prompt}))'
-        ),
-        fence="`" * max(3, backticks + 1),
+        pipeline=shlex.quote(pipeline),
+        fence=max(["``", *backticks], key=len) + "`",
         versions=", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "accelerate")),
         command=train_command(report.num_processes),
     )
@@ -72,18 +70,10 @@ def published_card(files: dict[str, Path], repo_id: str) -> dict[str, bytes]:
     """A model's README.md with its repository in place of its folder, and the manifest.json that fits it.
 
     `from_pretrained("outputs/adder/final")` becomes `from_pretrained("me/adder")`, and so does the folder wherever else
-    it appears.
-
-    Args:
-        files: the model's, by name.
-        repo_id: `user/name`.
-
-    Returns:
-        The files that change; none if there is no card, or it loads nothing.
+    it appears. Empty if there is no card, or it loads nothing.
     """
     text = files["README.md"].read_text(encoding="utf-8") if "README.md" in files else ""
-    location = re.search(r'from_pretrained\("([^"]+)"', text)
-    if location is None:
+    if (location := re.search(r'from_pretrained\("([^"]+)"', text)) is None:
         return {}
     changed = {"README.md": text.replace(location[1], repo_id).encode()}
     if "manifest.json" in files:
@@ -127,8 +117,7 @@ def dataset_name(data: Data) -> str:
     """The training data's name: the kind of problem, the Hub id, or the file names."""
     if data.path in ARITHMETIC:
         return f"{data.num_digits}-digit {data.path}"
-    names = [file.rsplit("/", 1)[-1] for files in data.files.values() for file in files]
-    return ", ".join(names) or data.path
+    return ", ".join(file.rsplit("/", 1)[-1] for files in data.files.values() for file in files) or data.path
 
 
 def dataset_license(path: str) -> str | None:
@@ -148,12 +137,7 @@ def train_command(num_processes: int) -> str:
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
-    """Draws loss, learning rate and, for arithmetic, accuracy over the steps as a PNG file.
-
-    Args:
-        metrics: a run's `metrics.jsonl`.
-        picture: the file to write.
-    """
+    """Draws loss, learning rate and, for arithmetic, accuracy of a `metrics.jsonl` over the steps as a PNG file."""
     lines = pandas.read_json(metrics, lines=True).set_index("step").dropna(axis="columns", how="all")
     panels = {
         "loss (nats per token)": ["train/loss", "eval/loss"],

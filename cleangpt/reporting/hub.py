@@ -37,18 +37,13 @@ MODEL_FILES = re.compile(
 def push_folder(
     folder: Path, repo_id: str, private: bool, message: str, beside: dict[str, Path] | None = None, kind: str = "model"
 ) -> str:
-    """Uploads a folder as one commit, to a new repository if necessary.
+    """Uploads a folder as one commit, to a new repository if necessary, and returns the repository's full id.
 
     Args:
         folder: a saved model, or built data, which keeps its folder's name in the repository.
         repo_id: `user/name`, or `name` in the token's namespace.
-        private: visible to its owner only.
-        message: of the commit.
         beside: further files and folders by their path in the repository.
         kind: `model` or `dataset`.
-
-    Returns:
-        The repository's full id.
 
     Raises:
         ConnectionError: if the commit was not made, with a message that says why and holds no token.
@@ -89,14 +84,7 @@ class Push:
 
 
 class Publisher:
-    """Pushes a run's models one at a time, in a thread that never holds up the run.
-
-    Args:
-        repo_id: as in `push_folder`.
-        private: as in `push_folder`.
-        run_folder: holds `recipe.yaml` and `metrics.jsonl`.
-        active: whether to push at all.
-    """
+    """Pushes the models of a run in `run_folder` one at a time, in a thread that never holds up the run."""
 
     def __init__(self, repo_id: str, private: bool, run_folder: Path, active: bool):
         self.repo_id, self.private, self.run_folder, self.active = repo_id, private, run_folder, active
@@ -138,13 +126,10 @@ class Publisher:
     def close(self, say: Callable[[str], None], wait: bool = True) -> None:
         """Ends the thread; if the newest push is not on the Hub, says why and how to repeat it.
 
-        Args:
-            say: prints a line.
-            wait: for the newest push, at most as long as an upload of its size may take.
+        It may `wait` for that push, at most as long as an upload of its size may take.
         """
-        push = self.newest
         self.waiting.put(None)
-        if push is None:
+        if (push := self.newest) is None:
             return
         if wait:
             size = sum(path.stat().st_size for path in push.folder.rglob("*"))

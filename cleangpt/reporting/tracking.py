@@ -30,14 +30,9 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Writes the metrics of one run. Every process has one; only the main process writes.
+    """Writes the metrics of one run, which has done `step` steps in `elapsed_s`, and whose model has `token_flops`.
 
-    Args:
-        accelerator: with its trackers.
-        recipe: as resolved.
-        step: the steps already done.
-        elapsed_s: the seconds they took.
-        token_flops: the model's `flops_per_token`.
+    Every process has one; only the main process writes.
     """
 
     def __init__(self, accelerator: Accelerator, recipe: Recipe, step: int, elapsed_s: float, token_flops: int):
@@ -78,11 +73,9 @@ class Tracker:
         """Logs a step and returns its metrics, without speeds; {} if no line is due, with nothing read from the device.
 
         Args:
-            step: its number, from 1.
             tokens: targets of the run so far.
             loss: this process's part of the mean loss.
             grad_norm: before clipping.
-            values: what the schedules say for the step.
             ratio: `update_ratio`, if a line is due.
         """
         self.bar.update()
@@ -91,15 +84,14 @@ class Tracker:
             return {}
         loss_value = self.accelerator.reduce(loss, "sum").item()
         metrics = {"train/loss": loss_value, **values._asdict(), "grad_norm": float(grad_norm), "update_ratio": ratio}
-        shown = {"loss": f"{loss_value:.3f}", "lr": f"{values.lr:.1e}"}
+        shown, speeds = {"loss": f"{loss_value:.3f}", "lr": f"{values.lr:.1e}"}, {}
         (then, before), now = self.last, time.perf_counter()
-        speed = {}
         if tokens > before:
-            speed["tokens_per_second"] = (tokens - before) / (now - then)
-            speed["mfu"] = speed["tokens_per_second"] / self.peak_tokens
-            shown |= {"tok/s": f"{speed['tokens_per_second']:,.0f}", "mfu": f"{speed['mfu']:.0%}"}
+            speed = (tokens - before) / (now - then)
+            speeds = {"tokens_per_second": speed, "mfu": speed / self.peak_tokens}
+            shown |= {"tok/s": f"{speed:,.0f}", "mfu": f"{speeds['mfu']:.0%}"}
         self.last = now, tokens
-        self.write(step, tokens, {**metrics, **speed})
+        self.write(step, tokens, metrics | speeds)
         shown["memory"] = f"{peak_memory(self.accelerator.device) / 1e9:.2f} GB"
         self.bar.set_postfix(shown)
         if self.bar.disable:
@@ -117,8 +109,8 @@ class Tracker:
         """Writes one line of `metrics.jsonl`, and the same to the trackers under the run's own step."""
         values = {"tokens": tokens, "elapsed_s": round(self.elapsed_s, 3), **metrics}
         if self.accelerator.is_main_process:
+            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
             with open(self.file, "a") as file:
-                finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
                 file.write(json.dumps({"step": step, **finite}) + "\n")
         for tracker in self.trackers:
             _log(tracker, values, step)
@@ -129,8 +121,8 @@ class Tracker:
             self.say(f"--- a sample\n{text}\n---")
         for tracker in self.trackers:
             if tracker.name == "tensorboard":
-                indented = [textwrap.indent(text, "    ") for text in samples]  # so that Markdown leaves them alone
-                tracker.log({f"sample/{number}": text for number, text in enumerate(indented)}, step=step)
+                indented = {f"sample/{i}": textwrap.indent(text, "    ") for i, text in enumerate(samples)}
+                tracker.log(indented, step=step)  # Markdown leaves indented text alone
             else:
                 table = pandas.DataFrame({"step": step, "text": samples})
                 _log(tracker, {"samples": import_module(tracker.name).Table(dataframe=table)}, step)
@@ -171,18 +163,17 @@ def _log(tracker: GeneralTracker, values: dict[str, Any], step: int) -> None:
 
 def _tracker_options(recipe: Recipe, step: int) -> dict[str, dict[str, Any]]:
     """What each tracker needs to name the run, and to resume it if `step` is not 0."""
-    name, folder = recipe.run.name, recipe.folder
+    name, file = recipe.run.name, recipe.folder / "wandb" / "id"
     options: dict[str, dict[str, Any]] = {tracker: {} for tracker in recipe.tracking.trackers}
     if "tensorboard" in options and step:
         options["tensorboard"]["purge_step"] = step + 1  # hides the steps that were not kept
     if "trackio" in options:
         options["trackio"] = {"name": name, "resume": "allow" if step else "never"}
     if "wandb" in options:
-        file = folder / "wandb" / "id"
         if not step or not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(secrets.token_hex(4))
-        options["wandb"] = {"id": file.read_text(), "name": name, "dir": str(folder), "resume": "allow"}
+        options["wandb"] = {"id": file.read_text(), "name": name, "dir": str(recipe.folder), "resume": "allow"}
         options["wandb"]["mode"] = os.environ.get("WANDB_MODE") or ("online" if _is_logged_in() else "offline")
     return options
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from ..data.arithmetic import ArithmeticSplit
 from ..data.packing import TextSplit
 from ..evaluation.evaluate import MAX_GRADED, continue_texts, evaluate, final_samples
+from ..files import write_folder
 from ..hardware import describe_hardware
 from ..models.statistics import weight_norms
 from ..reporting.card import Report, write_card
-from .checkpoint import take_snapshot, write_checkpoint, write_model
+from .checkpoint import take_snapshot, write_checkpoint
 from .run import TrainingRun
 
 
@@ -18,13 +19,11 @@ def end_macro_batch(run: TrainingRun) -> None:
     """Evaluates, and saves the best model, a checkpoint and a push to the Hub, each when it is due."""
     recipe, progress, folder = run.recipe, run.progress, run.recipe.folder
     macro_batch, last = -(-progress.step // recipe.training.macro_batch), progress.step == run.max_steps
-    progress.metrics, progress.boundary, better = {}, progress.step, False
-    if macro_batch % recipe.evaluation.every == 0 or last:
-        progress.metrics = evaluate_validation(run)
+    is_evaluated = macro_batch % recipe.evaluation.every == 0 or last
+    progress.metrics, progress.boundary = evaluate_validation(run) if is_evaluated else {}, progress.step
     if progress.step == 0:
         return
-    if progress.metrics:
-        better = progress.update_best(recipe.checkpoint.metric, recipe.training.early_stopping)
+    better = is_evaluated and progress.update_best(recipe.checkpoint.metric, recipe.training.early_stopping)
     due = macro_batch % recipe.checkpoint.every == 0 or last or progress.stopped_early
     save(run, folder / "best" if better else None, due)
     if recipe.hub.push and (better if recipe.hub.every is None else macro_batch % recipe.hub.every == 0):
@@ -33,7 +32,7 @@ def end_macro_batch(run: TrainingRun) -> None:
 
 def evaluate_validation(run: TrainingRun) -> dict[str, float]:
     """Measures the validation split, lets the model continue the recipe's prompts, and logs both."""
-    recipe, progress, evaluation = run.recipe, run.progress, run.recipe.evaluation
+    progress, evaluation = run.progress, run.recipe.evaluation
     split = run.data.splits["validation"]
     num_rows = evaluation.num_problems if isinstance(split, ArithmeticSplit) else None
     figures = evaluate(run.accelerator, run.model, split, evaluation.batch_size, evaluation.max_batches, num_rows)
@@ -41,8 +40,8 @@ def evaluate_validation(run: TrainingRun) -> dict[str, float]:
     watched = run.loader.coverage(progress.step) | weight_norms(run.model)
     run.tracker.log_evaluation(progress.step, progress.tokens, metrics, watched)
     if evaluation.prompts:
-        model, seed = run.accelerator.unwrap_model(run.model), recipe.run.seed
-        texts = continue_texts(model, run.data.tokenizer, evaluation.prompts, seed, 100)
+        model = run.accelerator.unwrap_model(run.model)
+        texts = continue_texts(model, run.data.tokenizer, evaluation.prompts, run.recipe.run.seed, 100)
         run.tracker.log_samples(progress.step, texts)
     return metrics
 
@@ -50,11 +49,7 @@ def evaluate_validation(run: TrainingRun) -> dict[str, float]:
 def save(run: TrainingRun, folder: Path | None, checkpoint: bool, samples: tuple[str, ...] | None = None) -> None:
     """Copies the state of the run, and writes a model's folder, a checkpoint, or both in the background.
 
-    Args:
-        run: all processes call it.
-        folder: `best` or `final`, or None.
-        checkpoint: whether to write one.
-        samples: texts of the final model, which make its card the run's report.
+    All processes call it. `samples` are texts of the final model, which make its card the run's report.
     """
     if folder is None and not checkpoint:
         return
@@ -62,11 +57,17 @@ def save(run: TrainingRun, folder: Path | None, checkpoint: bool, samples: tuple
     run.progress.elapsed_s = run.tracker.elapsed_s
     snapshot = take_snapshot(run.accelerator, run.model, run.optimizers)
     model, tokenizer = run.accelerator.unwrap_model(run.model), run.data.tokenizer
+
+    def write_model(folder: Path, report: Report | None = None) -> None:
+        model.save_pretrained(folder, state_dict=dict(snapshot.weights))
+        tokenizer.save_pretrained(folder)
+        if report is not None:
+            write_card(folder, report)
+
     if folder is not None:
-        card = partial(write_card, report=make_report(run, samples))
-        run.saver.submit(write_model, folder, model, snapshot.weights, tokenizer, card)
+        run.saver.submit(write_folder, folder, partial(write_model, report=make_report(run, samples)))
     if checkpoint:
-        run.saver.submit(write_checkpoint, model, snapshot, tokenizer, replace(run.progress), run.recipe)
+        run.saver.submit(write_checkpoint, snapshot, write_model, replace(run.progress), run.recipe)
 
 
 def make_report(run: TrainingRun, samples: tuple[str, ...] | None) -> Report:
@@ -95,14 +96,13 @@ def make_report(run: TrainingRun, samples: tuple[str, ...] | None) -> Report:
 def finish(run: TrainingRun) -> Path:
     """Grades the test split, writes `final`, shows what the model can do and how to load it."""
     recipe, data, say, final = run.recipe, run.data, run.tracker.say, run.recipe.folder / "final"
-    model, split = run.accelerator.unwrap_model(run.model), data.splits.get("test")
-    if split is not None:
+    if (split := data.splits.get("test")) is not None:
         num_rows = min(len(split), MAX_GRADED) if isinstance(split, ArithmeticSplit) else len(split)
         figures = evaluate(run.accelerator, run.model, split, recipe.evaluation.batch_size, num_rows=num_rows)
         run.progress.metrics = run.progress.metrics | {f"test/{name}": value for name, value in figures.items()}
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
         say(f"test split, {num_rows:,} sequences: {shown}")
-    samples = final_samples(model, data, recipe)
+    samples = final_samples(run.accelerator.unwrap_model(run.model), data, recipe)
     if isinstance(data.splits["validation"], ArithmeticSplit):
         order = ", last digit first" if recipe.data.reverse_answer else ""
         say(f"held-out problems with the model's answers{order}:\n  " + samples[0].replace("\n", "\n  "))

@@ -9,6 +9,7 @@
 `files.py` ensures that such a folder is there completely or not at all.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -21,51 +22,38 @@ from typing import Any
 import pydantic
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
-from torch.optim import Optimizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..files import is_whole, remove_at_once, write_folder
 from ..models.build import quiet
 from ..recipe.keys import Checkpoint, EarlyStopping, Recipe
 
-FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on the main process only
-State = dict[str, dict[str, torch.Tensor]]  # weight's name -> entry (`exp_avg`, say) -> tensor
+Optimizers = Sequence[AcceleratedOptimizer]
 
 
 @dataclasses.dataclass
 class Progress:
     """What a run knows besides weights and optimizer state."""
 
-    step: int = 0
-    """Completed optimizer steps."""
-    tokens: int = 0
-    """Targets trained on."""
-    elapsed_s: float = 0.0
-    """Seconds, added up over restarts."""
-    metrics: dict = dataclasses.field(default_factory=dict)
-    """The latest evaluation."""
-    metric: str | None = None
-    """The `checkpoint.metric` that the next four fields are about."""
-    best: float | None = None
-    """Its best value so far."""
-    best_step: int | None = None
-    """Step of that evaluation."""
-    evaluations_without_gain: int = 0
-    """Evaluations since then, which early stopping counts."""
-    stopped_early: bool = False
-    """Whether early stopping ended the run."""
+    step: int = 0  # completed optimizer steps
+    tokens: int = 0  # targets trained on
+    elapsed_s: float = 0.0  # added up over restarts
+    metrics: dict = dataclasses.field(default_factory=dict)  # the latest evaluation
+    metric: str | None = None  # the `checkpoint.metric` that the next four fields are about
+    best: float | None = None  # its best value so far
+    best_step: int | None = None  # step of that evaluation
+    evaluations_without_gain: int = 0  # evaluations since then, which early stopping counts
+    stopped_early: bool = False  # whether early stopping ended the run
+    # Step of the latest boundary whose work is done. If a signal arrives just before a boundary, the resumed run does
+    # that boundary's work.
     boundary: int = -1
-    """Step of the latest boundary whose work is done. If a signal arrives just before a boundary, the resumed run does
-    that boundary's work."""
-    skipped: int = 0
-    """Steps in a row, up to this one, whose update was skipped."""
-    logged: dict = dataclasses.field(default_factory=dict)
-    """The latest training metrics that were logged."""
+    skipped: int = 0  # steps in a row, up to this one, whose update was skipped
+    logged: dict = dataclasses.field(default_factory=dict)  # the latest training metrics that were logged
 
     def update_best(self, metric: str, early_stopping: EarlyStopping) -> bool:
         """Takes in the latest evaluation, decides whether the run stops early, and returns whether it is the best."""
@@ -76,8 +64,7 @@ class Progress:
         if not math.isfinite(value):
             gain = -math.inf  # never the best, not even as the first
         self.evaluations_without_gain = 0 if gain > early_stopping.min_delta else self.evaluations_without_gain + 1
-        patience = early_stopping.patience
-        self.stopped_early = patience is not None and self.evaluations_without_gain >= patience
+        self.stopped_early = self.evaluations_without_gain >= (early_stopping.patience or math.inf)
         if gain > 0:
             self.best, self.best_step = value, self.step
         return gain > 0
@@ -91,25 +78,18 @@ def step_of(folder: Path) -> int | None:
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    steps = {folder: step_of(folder) for folder in (run_folder / "checkpoints").glob("step-*")}
-    own = {folder: step for folder, step in steps.items() if step is not None}
-    return [folder for folder in sorted(own, key=lambda f: own[f]) if folder.is_dir() and not folder.is_symlink()]
+    folders = [folder for folder in (run_folder / "checkpoints").glob("step-*") if step_of(folder) is not None]
+    return sorted((f for f in folders if f.is_dir() and not f.is_symlink()), key=lambda folder: step_of(folder) or 0)
 
 
 def newest_checkpoint(run_folder: Path) -> Path | None:
-    """The newest checkpoint that is whole, or None if there is no checkpoint.
-
-    Raises:
-        UserError: if there are checkpoints and none is whole.
-    """
+    """The newest checkpoint that is whole, None if there is no checkpoint, or a UserError if none is whole."""
     folders = list_checkpoints(run_folder)
-    for folder in reversed(folders):
-        if is_whole(folder):
-            return folder
-    if folders:
+    newest = next(filter(is_whole, reversed(folders)), None)
+    if folders and newest is None:
         message = "every checkpoint is damaged, set run.overwrite to start again"
         raise UserError((str(run_folder / "checkpoints"), message))
-    return None
+    return newest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,14 +97,15 @@ class Snapshot:
     """A copy of what changes from step to step, in the memory of the main process; empty on the others."""
 
     weights: dict[str, torch.Tensor]
-    optimizers: State
+    optimizers: dict[str, torch.Tensor]  # `_by_entry`
     scaler: dict | None
 
 
-def take_snapshot(accelerator: Accelerator, model: nn.Module, optimizers: Sequence[Optimizer]) -> Snapshot:
+def take_snapshot(accelerator: Accelerator, model: nn.Module, optimizers: Optimizers) -> Snapshot:
     """Copies weights and optimizer state; all processes call it. Training may continue as soon as it returns."""
     weights = accelerator.get_state_dict(model)
-    everything: Any = get_optimizer_state_dict(model, _unwrap(optimizers), options=FULL_STATE)
+    full = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on the main process only
+    everything: Any = get_optimizer_state_dict(model, [each.optimizer for each in optimizers], options=full)
     if not accelerator.is_main_process:
         return Snapshot({}, {}, None)
     copies: dict[tuple, torch.Tensor] = {}  # by place in memory, so that tied weights stay tied
@@ -136,18 +117,12 @@ def take_snapshot(accelerator: Accelerator, model: nn.Module, optimizers: Sequen
         return copies[place]
 
     weights = {name: copy(weight) for name, weight in weights.items()}
-    state = {
-        weight: {entry: copy(value) for entry, value in entries.items()}
-        for weight, entries in everything.get("state", {}).items()
-    }
+    state = {name: copy(value).contiguous() for name, value in _by_entry(everything.get("state", {})).items()}
     return Snapshot(weights, state, None if accelerator.scaler is None else accelerator.scaler.state_dict())
 
 
 class Saver:
-    """Writes snapshots in the background, in order, while training continues; only the main process writes.
-
-    There is one snapshot at a time: `wait` for the last one before taking the next.
-    """
+    """Writes snapshots in the background, in order, in the main process: `wait` for the last before taking the next."""
 
     def __init__(self, accelerator: Accelerator):
         self.pool = ThreadPoolExecutor(1, "saver") if accelerator.is_main_process else None
@@ -156,60 +131,32 @@ class Saver:
     def submit(self, write: Callable[..., None], *args: Any) -> None:
         """Calls `write(*args)` after everything submitted before it."""
         if self.pool is not None:
-            self.pending.append(self.pool.submit(write, *args))
+            self.pending.append(self.pool.submit(quiet()(write), *args))
 
     def wait(self) -> None:
-        """Waits until everything is written.
-
-        Raises:
-            OSError: if something could not be written.
-        """
+        """Waits until everything is written, and raises the `OSError` of what could not be."""
         while self.pending:
             self.pending.pop(0).result()
 
 
-def write_model(
-    folder: Path,
-    model: PreTrainedModel,
-    weights: dict[str, torch.Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    write_card: Callable[[Path], None],
-) -> None:
-    """Writes a `from_pretrained` folder, into which `write_card` puts its README."""
-
-    def fill(folder: Path) -> None:
-        model.save_pretrained(folder, state_dict=dict(weights))
-        tokenizer.save_pretrained(folder)
-        write_card(folder)
-
-    with quiet():
-        write_folder(folder, fill)
-
-
 def write_checkpoint(
-    model: PreTrainedModel, snapshot: Snapshot, tokenizer: PreTrainedTokenizerBase, progress: Progress, recipe: Recipe
+    snapshot: Snapshot, write_model: Callable[[Path], None], progress: Progress, recipe: Recipe
 ) -> None:
     """Writes `checkpoints/step-N` and deletes the checkpoints that `recipe.checkpoint` does not keep."""
 
     def fill(folder: Path) -> None:
-        model.save_pretrained(folder / "model", state_dict=dict(snapshot.weights))
-        tokenizer.save_pretrained(folder / "model")
-        save_file(_by_entry(snapshot.optimizers), folder / "optimizer.safetensors")
-        state = {**dataclasses.asdict(progress), "scaler": snapshot.scaler}
+        write_model(folder / "model")
+        save_file(snapshot.optimizers, folder / "optimizer.safetensors")
+        state = dataclasses.asdict(progress) | {"scaler": snapshot.scaler}
         (folder / "state.json").write_text(json.dumps(state, indent=1))
         (folder / "recipe.yaml").write_text(recipe.to_yaml())
 
-    with quiet():
-        write_folder(recipe.folder / "checkpoints" / f"step-{progress.step:08d}", fill)
+    write_folder(recipe.folder / "checkpoints" / f"step-{progress.step:08d}", fill)
     prune(recipe.folder, recipe.checkpoint)
 
 
 def load_progress(folder: Path) -> Progress:
-    """What a checkpoint says about its run.
-
-    Raises:
-        UserError: if its `state.json` is not one that a run wrote.
-    """
+    """What a checkpoint says about its run, or a UserError if its `state.json` is not one that a run wrote."""
     try:
         state = json.loads((folder / "state.json").read_text())
         return pydantic.TypeAdapter(Progress).validate_python({k: v for k, v in state.items() if k != "scaler"})
@@ -217,13 +164,10 @@ def load_progress(folder: Path) -> Progress:
         raise UserError((str(folder / "state.json"), f"expected the state of a run: {error}")) from error
 
 
-def load_optimizers(accelerator: Accelerator, folder: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Loads a checkpoint's optimizer state into prepared `optimizers`.
-
-    Raises:
-        UserError: if it belongs to another model or optimizer.
-    """
-    everything: Any = get_optimizer_state_dict(model, _unwrap(optimizers))
+def load_optimizers(accelerator: Accelerator, folder: Path, model: nn.Module, optimizers: Optimizers) -> None:
+    """Loads a checkpoint's optimizer state, or raises a UserError if it belongs to another model or optimizer."""
+    inner = [each.optimizer for each in optimizers]
+    everything: Any = get_optimizer_state_dict(model, inner)
     try:
         saved = load_file(folder / "optimizer.safetensors")
     except (OSError, SafetensorError) as error:
@@ -234,7 +178,7 @@ def load_optimizers(accelerator: Accelerator, folder: Path, model: nn.Module, op
     for weight, entries in everything["state"].items():
         for entry in entries:
             entries[entry] = saved[f"{weight}/{entry}"]
-    set_optimizer_state_dict(model, _unwrap(optimizers), everything, options=StateDictOptions(full_state_dict=True))
+    set_optimizer_state_dict(model, inner, everything, options=StateDictOptions(full_state_dict=True))
     scaler = json.loads((folder / "state.json").read_text())["scaler"]
     if scaler is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(scaler)
@@ -243,29 +187,16 @@ def load_optimizers(accelerator: Accelerator, folder: Path, model: nn.Module, op
 def prune(run_folder: Path, keep: Checkpoint) -> None:
     """Deletes all checkpoints but the newest `keep_last` and the best `keep_best`."""
     folders = list_checkpoints(run_folder)
-    values = {folder: _value(folder, keep.metric) for folder in folders} if keep.keep_best else {}
-    ranked = sorted(
-        (folder for folder, value in values.items() if value is not None),
-        key=lambda folder: (values[folder] or 0.0) * (-1 if keep.metric == "eval/accuracy" else 1),
-    )
+    values: dict[Path, float] = {}
+    for folder in folders if keep.keep_best else ():
+        with contextlib.suppress(UserError, KeyError):  # damaged or without the metric, so not one of the best
+            progress = load_progress(folder)
+            values[folder] = (progress.logged | progress.metrics)[keep.metric]
+    ranked = sorted(values, key=lambda folder: values[folder], reverse=keep.metric == "eval/accuracy")
     for folder in set(folders[: -keep.keep_last]) - set(ranked[: keep.keep_best]):
         remove_at_once(folder)
 
 
-def _value(folder: Path, metric: str) -> float | None:
-    try:
-        progress = load_progress(folder)
-    except UserError:
-        return None  # damaged, so not one of the best
-    return (progress.logged | progress.metrics).get(metric)
-
-
-def _by_entry(state: State) -> dict[str, torch.Tensor]:
+def _by_entry(state: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """`transformer.wte.weight/exp_avg` to tensor. Rates and decays are not state: every step sets them."""
-    return {
-        f"{weight}/{entry}": value.contiguous() for weight, entries in state.items() for entry, value in entries.items()
-    }
-
-
-def _unwrap(optimizers: Sequence[Optimizer]) -> list[Optimizer]:
-    return [getattr(optimizer, "optimizer", optimizer) for optimizer in optimizers]
+    return {f"{weight}/{entry}": value for weight, entries in state.items() for entry, value in entries.items()}

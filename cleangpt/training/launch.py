@@ -17,24 +17,19 @@ Result = TypeVar("Result")
 
 
 def join_processes() -> None:
-    """Forms the group of this run's processes and sets the threads of a CPU process.
-
-    Raises:
-        UserError: if the launcher was asked for more processes than really train together.
-    """
-    num_processes = int(os.environ.get("WORLD_SIZE", 1))
+    """Forms the group of all the processes that the launcher was asked for, and sets the threads of a CPU process."""
     if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
-        raise UserError(
-            ("num_processes", "this launcher starts one process whatever number it is given; use torchrun, or "
-             "accelerate launch --config_file recipes/accelerate/cpu_2.yaml")
-        )  # fmt: skip
+        way_out = "use torchrun, or accelerate launch --config_file recipes/accelerate/cpu_2.yaml"
+        raise UserError(("num_processes", f"this launcher starts one process whatever number it is given; {way_out}"))
     on_cpu = not torch.accelerator.is_available()
     if on_cpu:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
         atexit.register(leave_group)
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ["GROUP_WORLD_SIZE"] == "1":
+    restarts = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ["GROUP_WORLD_SIZE"] == "1"
+    if restarts and not torch.distributed.is_initialized():
         join_restarted()
+    num_processes = int(os.environ.get("WORLD_SIZE", 1))
     joined = PartialState(cpu=on_cpu).num_processes  # without `cpu`, CPU processes each train alone
     if joined != num_processes:
         raise UserError(("num_processes", f"asked for {num_processes} processes, but {joined} train together"))
@@ -53,8 +48,6 @@ def join_restarted() -> None:
     (pytorch#135712). On one machine all processes count the same restarts; on several they may not, and
     `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` makes torchrun open a new store instead.
     """
-    if torch.distributed.is_initialized():
-        return
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), size, False)
     named = torch.distributed.PrefixStore(f"restart-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
@@ -62,16 +55,7 @@ def join_restarted() -> None:
 
 
 def start_accelerator(trackers: tuple[str, ...], folder: Path, mixed_precision: str) -> Accelerator:
-    """The Accelerator of the processes that `join_processes` brought together.
-
-    Args:
-        trackers: `recipe.tracking.trackers`.
-        folder: where they write.
-        mixed_precision: `no`, `bf16` or `fp16`.
-
-    Raises:
-        UserError: for DeepSpeed, whose checkpoints are pickles.
-    """
+    """The Accelerator of the processes that `join_processes` brought together; its trackers write to `folder`."""
     AcceleratorState._reset_state()  # one program may train several times, each time in another precision
     accelerator = Accelerator(
         cpu=PartialState().device.type == "cpu",
@@ -80,7 +64,7 @@ def start_accelerator(trackers: tuple[str, ...], folder: Path, mixed_precision: 
         project_dir=folder,
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # its checkpoints are pickles
         raise UserError(("distributed_type", "expected NO, MULTI_CPU, MULTI_GPU or FSDP, got DEEPSPEED"))
     torch.set_float32_matmul_precision("high")  # TF32 where the hardware has it
     return accelerator

@@ -60,9 +60,11 @@ def run_steps(run: TrainingRun, signals: StopSignals) -> Path:
     """The loop itself; results and errors as in `train`."""
     recipe, progress, accelerator = run.recipe, run.progress, run.accelerator
     while True:
-        if progress.boundary != progress.step and is_boundary(run):
+        at_end = progress.step == run.max_steps
+        at_boundary = progress.step % recipe.training.macro_batch == 0 or at_end  # step 0 is one, to be evaluated
+        if at_boundary and progress.boundary != progress.step:
             end_macro_batch(run)
-        if progress.step == run.max_steps or progress.stopped_early:
+        if at_end or progress.stopped_early:
             return finish(run)
         step = progress.step + 1
         batch = run.loader.batch(step)  # a pure function of seed and step
@@ -75,35 +77,28 @@ def run_steps(run: TrainingRun, signals: StopSignals) -> Path:
         progress.step, progress.tokens = step, progress.tokens + batch.num_targets
         progress.skipped = 0 if updated else progress.skipped + 1
         ratio = update_ratio(before, run.model) if before else None
-        logged = run.tracker.log_step(step, progress.tokens, loss, grad_norm, values, ratio)  # decides when it is due
-        progress.logged = logged or progress.logged
+        progress.logged = run.tracker.log_step(step, progress.tokens, loss, grad_norm, values, ratio) or progress.logged
         if not updated:
             report_skipped_update(run, loss, grad_norm)
         if stop:
             save_and_stop(run)
 
 
-def is_boundary(run: TrainingRun) -> bool:
-    """Whether a macro-batch ends with the step just done; step 0 counts, to be evaluated."""
-    return run.progress.step % run.recipe.training.macro_batch == 0 or run.progress.step == run.max_steps
-
-
 def report_skipped_update(run: TrainingRun, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
     """Reports a skipped update, and ends the run with `Stopped` after too many in a row."""
-    progress, folder = run.progress, run.recipe.folder
+    progress, recipe = run.progress, run.recipe
     figures = f"loss {run.accelerator.reduce(loss, 'sum').item()}, gradient norm {float(grad_norm)}"
     run.tracker.say(f"step {progress.step}: {figures}; the update was skipped ({progress.skipped} in a row)")
-    if progress.skipped <= run.recipe.training.max_skipped:
+    if progress.skipped <= recipe.training.max_skipped:
         return
     run.saver.wait()
     samples = run.loader.indices(progress.step)
     shown = ", ".join(map(str, samples[:20])) + (f" and {len(samples) - 20} more" if len(samples) > 20 else "")
-    checkpoint = newest_checkpoint(folder)
     way_out = "there is no checkpoint; try a lower optimizer.lr"
-    if checkpoint is not None:
-        way_out = f"{checkpoint} is the last good checkpoint; to branch from it with a lower rate, add "
-        way_out += f"--training.resume={checkpoint} --run.name={run.recipe.run.name}-2 "
-        way_out += f"--optimizer.lr={run.recipe.optimizer.lr / 2:g}"
+    if checkpoint := newest_checkpoint(recipe.folder):
+        name, lr = f"{recipe.run.name}-2", f"{recipe.optimizer.lr / 2:g}"
+        options = f"--training.resume={checkpoint} --run.name={name} --optimizer.lr={lr}"
+        way_out = f"{checkpoint} is the last good checkpoint; to branch from it with a lower rate, add {options}"
     run.publisher.close(run.tracker.say, wait=False)
     raise Stopped(1, f"diverged at step {progress.step}, samples {shown}: {figures}; {way_out}")
 

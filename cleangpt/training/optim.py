@@ -21,6 +21,7 @@ def build_optimizers(optimizer: Optimizer, model: PreTrainedModel) -> list[torch
     al., 2024) takes the hidden matrices and leaves embeddings, head and vectors to AdamW; its update is scaled to the
     size of AdamW's (arXiv 2502.16982), so that one rate serves both.
     """
+    rates: dict[str, Any] = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     vectors = [weight for weight in weights if weight.ndim < 2]
     matrices = [weight for weight in weights if weight.ndim >= 2]
@@ -30,18 +31,10 @@ def build_optimizers(optimizer: Optimizer, model: PreTrainedModel) -> list[torch
         outer |= {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         hidden = [weight for weight in matrices if weight.ndim == 2 and id(weight) not in outer]
         matrices = [weight for weight in matrices if weight.ndim != 2 or id(weight) in outer]
-        muon = Muon(hidden, lr=optimizer.lr, weight_decay=optimizer.weight_decay, adjust_lr_fn="match_rms_adamw")
-        optimizers.append(muon)
+        optimizers.append(Muon(hidden, **rates, adjust_lr_fn="match_rms_adamw"))
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    adamw = AdamW(
-        [group for group in groups if group["params"]],
-        lr=optimizer.lr,
-        betas=optimizer.betas,
-        eps=optimizer.eps,
-        weight_decay=optimizer.weight_decay,
-        fused=True,
-    )
-    return [*optimizers, adamw]
+    groups = [group for group in groups if group["params"]]
+    return [*optimizers, AdamW(groups, **rates, betas=optimizer.betas, eps=optimizer.eps, fused=True)]
 
 
 def set_hyperparameters(optimizers: Sequence[torch.optim.Optimizer], lr: float, weight_decay: float) -> None:
@@ -66,11 +59,8 @@ def apply_updates(optimizers: Sequence[torch.optim.Optimizer]) -> None:
 class Float32Products(TorchFunctionMode):
     """Makes torch's Muon orthogonalize in float32, five times faster than bf16 on a CPU that emulates it.
 
-    Muon's only use of bf16 is `ortho_grad = grad.bfloat16()`, before its five matrix products. Inside this mode the
-    call returns a float32 copy instead:
-
-        with Float32Products():
-            torch.ones(2).bfloat16().dtype  # torch.float32
+    Muon's only use of bf16 is `ortho_grad = grad.bfloat16()`, before its five matrix products. Inside this mode
+    `bfloat16()` returns a float32 copy instead.
     """
 
     def __torch_function__(

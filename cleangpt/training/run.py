@@ -18,12 +18,10 @@ from .checkpoint import Progress, Saver
 class TrainingRun:
     """What the loop works with; `setup.py` builds it."""
 
-    recipe: Recipe
-    """As resolved."""
+    recipe: Recipe  # as resolved
     accelerator: Accelerator
     data: PreparedData
-    model: nn.Module
-    """As prepared by the accelerator."""
+    model: nn.Module  # as prepared by the accelerator
     optimizers: list[AcceleratedOptimizer]
     loader: Loader
     tracker: Tracker

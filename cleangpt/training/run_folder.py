@@ -10,7 +10,6 @@ import dataclasses
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,30 +35,22 @@ FREE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Start:
     """Where a run starts."""
 
-    checkpoint: Path | None = None
-    """The checkpoint to resume or branch from; None for a new run."""
-    saved: Recipe | None = None
-    """The recipe in the run's folder, if it holds a run."""
-    parent: Path | None = None
-    """The checkpoint of another run that this run branches from."""
-    source: Recipe | None = None
-    """The recipe of that other run, if this one has no folder yet."""
-    finished: bool = False
-    """Whether there is nothing left to do."""
+    checkpoint: Path | None = None  # the one to resume or branch from; None for a new run
+    saved: Recipe | None = None  # the recipe in the run's folder, if it holds a run
+    parent: Path | None = None  # the checkpoint of another run that this run branches from
+    source: Recipe | None = None  # the recipe of that other run, if this one has no folder yet
+    finished: bool = False  # whether there is nothing left to do
 
 
 @contextlib.contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """Keeps other runs on this machine out of the run's folder; the main process does it for all.
+    """Keeps other runs on this machine out of the run's folder, or raises a UserError; the main process acts for all.
 
     The lock is the system's and ends with the process, however it ends.
-
-    Raises:
-        UserError: if another run holds the folder, or it cannot be written to.
     """
     lock, owner = folder.with_name(f".{folder.name}.lock"), folder.with_name(f".{folder.name}.owner")
     held, makes_parent = FileLock(lock, blocking=False), not folder.parent.exists()
@@ -99,8 +90,8 @@ def find_start(recipe: Recipe) -> Start:
     _require_run_folder(folder)
     saved = None
     if (folder / "recipe.yaml").is_file() and not recipe.run.overwrite:
-        for place in (folder, folder / "checkpoints"):
-            clear_leftovers(place)
+        clear_leftovers(folder)
+        clear_leftovers(folder / "checkpoints")
         saved = read_recipe(folder / "recipe.yaml")
     named = None if resume in ("auto", "never") else Path(resume)
     if named is not None and (step_of(named) is None or not is_whole(named)):
@@ -150,20 +141,10 @@ def settle(recipe: Recipe, start: Start) -> tuple[Recipe, Start]:
 
 
 def refuse_changes(saved: Recipe, recipe: Recipe, parent: Path | None) -> None:
-    """Refuses to resume a run with a recipe that differs from the saved one in mathematics.
-
-    Args:
-        saved: the recipe in the run's folder.
-        recipe: the given one, as resolved.
-        parent: the checkpoint of another run that `training.resume` names, or that the saved run branched from.
-
-    Raises:
-        UserError: naming each key that differs.
-    """
+    """Refuses to resume a run whose `saved` recipe differs in mathematics, naming each key, or has another `parent`."""
     schedule = recipe.schedule
-    any_length = all(is_flat(factor) for factor in (schedule.lr, schedule.weight_decay, schedule.accumulation))
-    free = (*FREE, "training.max_steps") if any_length else FREE
-    found = differences(saved, recipe, free)
+    any_length = all(is_flat(each) for each in (schedule.lr, schedule.weight_decay, schedule.accumulation))
+    found = differences(saved, recipe, (*FREE, "training.max_steps") if any_length else FREE)
     if any(key.startswith(("data.", "tokenizer.")) and key != "data.fingerprint" for key in found):
         found.pop("data.fingerprint", None)  # follows from them
     way_out = "change it back, choose another run.name (training.resume=CHECKPOINT branches), or set run.overwrite"
@@ -171,11 +152,10 @@ def refuse_changes(saved: Recipe, recipe: Recipe, parent: Path | None) -> None:
     for key, (old, new) in found.items():
         what = "the text, its tokenizer or its splits changed: " if key == "data.fingerprint" else ""
         problems.append((key, f"{what}{recipe.folder} was trained with {old!r}, got {new!r}; {way_out}"))
-    if parent is not None and not problems:
-        branch = saved.branched_from
-        if branch is None or Path(branch.checkpoint).resolve() != parent.resolve():
-            message = f"{recipe.folder} holds a run that did not branch from {parent}, choose another run.name"
-            problems.append(("training.resume", message))
+    branch = Path(saved.branched_from.checkpoint).resolve() if saved.branched_from else None
+    if parent is not None and branch != parent.resolve() and not problems:
+        message = f"{recipe.folder} holds a run that did not branch from {parent}, choose another run.name"
+        problems.append(("training.resume", message))
     if problems:
         raise UserError(*problems)
 
@@ -188,11 +168,7 @@ def differences(one: Recipe, other: Recipe, free: tuple[str, ...]) -> dict[str, 
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The resolved recipe in a file that a run wrote.
-
-    Raises:
-        UserError: if it is not one.
-    """
+    """The resolved recipe in a file that a run wrote, or a UserError if it is not one."""
     try:
         return parse_recipe(yaml.safe_load(path.read_text()), default_name=path.parent.name, check=False)
     except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError, UserError) as error:
@@ -202,10 +178,8 @@ def read_recipe(path: Path) -> Recipe:
 def open_folder(recipe: Recipe, step: int) -> None:
     """Prepares the run's folder for the steps after `step`; the main process calls it.
 
-    It writes `recipe.yaml`, and deletes `final` and later checkpoints of a run that had gone further.
-
-    Raises:
-        UserError: if the folder cannot be written to.
+    It writes `recipe.yaml`, and deletes `final` and later checkpoints of a run that had gone further. A folder that
+    cannot be written to is a UserError.
     """
     try:
         if recipe.run.overwrite:
@@ -226,10 +200,8 @@ def _require_run_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(("run.name", f"{expected} {folder} is a file"))
     # What a run that was killed at its very start leaves is hidden.
-    holds_files = folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
-    if holds_files and not (folder / "recipe.yaml").is_file():
+    if any(folder.glob("[!.]*")) and not (folder / "recipe.yaml").is_file():
         raise UserError(("run.name", f"{expected} {folder} holds other files"))
-    ours = [folder, *(folder / name for name in ("recipe.yaml", "metrics.jsonl", "checkpoints", "best", "final"))]
-    for path in ours:
-        if path.is_symlink():
-            raise UserError(("run.name", f"{expected} {path} is a link to {os.readlink(path)}"))
+    for name in ("", "recipe.yaml", "metrics.jsonl", "checkpoints", "best", "final"):
+        if (path := folder / name).is_symlink():
+            raise UserError(("run.name", f"{expected} {path} is a link to {path.readlink()}"))

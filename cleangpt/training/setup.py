@@ -3,8 +3,6 @@
 recipe ──> resolve: lengths, precision, attention, data, steps ──> where it starts ──> build_run: every part
 """
 
-from pathlib import Path
-
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,11 +27,7 @@ from .run_folder import Start, find_start, open_folder, settle
 
 
 def load_data(recipe: Recipe) -> tuple[Recipe, PreparedData]:
-    """A copy of the recipe with its `data.block_size`, and its data, built if it is not in the cache.
-
-    Raises:
-        UserError: for data that cannot be read, or sequences longer than the model's positions.
-    """
+    """A copy of the recipe with its `data.block_size`, and its data (or a UserError), built if not in the cache."""
     recipe = recipe.changed(data={"block_size": block_size(recipe.data, recipe.model)})
     return recipe, prepare_data(recipe)
 
@@ -41,12 +35,7 @@ def load_data(recipe: Recipe) -> tuple[Recipe, PreparedData]:
 def resolve(recipe: Recipe, saved: Recipe | None = None) -> tuple[Recipe, PreparedData]:
     """Makes every choice that a recipe leaves open: block size, precision, attention, fingerprint, steps.
 
-    Args:
-        recipe: as read.
-        saved: a resolved recipe whose choices of precision and attention hold, rather than this hardware's.
-
-    Returns:
-        A resolved copy, and the data.
+    The choices of precision and attention are those of `saved`, a resolved recipe, or else this hardware's.
 
     Raises:
         UserError: for data that cannot be read or has changed, or a model that cannot be had.
@@ -55,12 +44,10 @@ def resolve(recipe: Recipe, saved: Recipe | None = None) -> tuple[Recipe, Prepar
     if recipe.data.fingerprint not in (None, data.fingerprint):
         expected = f"expected {recipe.data.fingerprint} (null accepts any), got {data.fingerprint}"
         raise UserError(("data.fingerprint", f"the text, its tokenizer or its splits changed: {expected}"))
-    model, split, training = recipe.model, data.splits["train"], recipe.training
-    attention = model.get("attn_implementation") or (saved.model.get("attn_implementation") if saved else None)
-    wanted = (
-        saved.training.mixed_precision if saved and training.mixed_precision == "auto" else training.mixed_precision
-    )
+    model, split, training, kept = recipe.model, data.splits["train"], recipe.training, saved or recipe
+    wanted = kept.training.mixed_precision if training.mixed_precision == "auto" else training.mixed_precision
     precision = choose_precision(wanted, load_config(model).hidden_size)
+    attention = model.get("attn_implementation") or kept.model.get("attn_implementation")
     attention = attention or choose_attention(model, split.sequence_length, precision, default_device())
     max_steps = training.max_steps
     if training.max_epochs is not None:
@@ -76,31 +63,23 @@ def resolve(recipe: Recipe, saved: Recipe | None = None) -> tuple[Recipe, Prepar
 def find_run(recipe: Recipe) -> tuple[Recipe, PreparedData, Start]:
     """Resolves a recipe and finds where its run starts: decided by the main process, the same on all of them.
 
-    Raises:
-        UserError: on every process, for a mistake that any of them sees.
+    A mistake that any process sees is a `UserError` on all.
     """
+
+    def require_same_data() -> None:
+        if data.fingerprint != recipe.data.fingerprint:
+            message = f"expected the main process's data, {recipe.data.fingerprint}, got {data.fingerprint}"
+            raise UserError(("data.fingerprint", message))
+
     start = on_main(find_start, recipe)
     recipe, data = together(resolve, recipe, start.saved or start.source)
     recipe, start = on_main(settle, recipe, start)
-    together(require_same, data, recipe)
+    together(require_same_data)
     return recipe, data, start
 
 
-def require_same(data: PreparedData, recipe: Recipe) -> None:
-    """Refuses data other than the main process's, whose recipe this is."""
-    if data.fingerprint != recipe.data.fingerprint:
-        message = f"expected the main process's data, {recipe.data.fingerprint}, got {data.fingerprint}"
-        raise UserError(("data.fingerprint", message))
-
-
 def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
-    """Builds every part of a run; user errors are raised before anything is written.
-
-    Args:
-        recipe: as resolved.
-        data: its data.
-        start: where the run starts.
-    """
+    """Builds every part of a run from its resolved recipe; user errors are raised before anything is written."""
     training, split = recipe.training, data.splits["train"]
     accelerator = start_accelerator(recipe.tracking.trackers, recipe.folder, training.mixed_precision)
     if training.batch_size % accelerator.num_processes:
@@ -112,7 +91,6 @@ def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
     model, *optimizers = accelerator.prepare(network, *optimizers)
     if start.checkpoint is not None:
         load_optimizers(accelerator, start.checkpoint, model, optimizers)
-
     on_main(open_folder, recipe, progress.step)
     share = Share(
         process=accelerator.process_index,
@@ -122,6 +100,7 @@ def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
     )
     tracker = Tracker(accelerator, recipe, progress.step, progress.elapsed_s, token_flops)
     tracker.say(describe(recipe, parameters, accelerator, progress.step))
+    is_pushing = recipe.hub.push and accelerator.is_main_process
     return TrainingRun(
         recipe=recipe,
         accelerator=accelerator,
@@ -131,9 +110,7 @@ def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
         loader=Loader(split, sequences_per_step(recipe), recipe.run.seed, share),
         tracker=tracker,
         saver=Saver(accelerator),
-        publisher=Publisher(
-            recipe.repo_id, recipe.hub.private, recipe.folder, recipe.hub.push and accelerator.is_main_process
-        ),
+        publisher=Publisher(recipe.repo_id, recipe.hub.private, recipe.folder, is_pushing),
         progress=progress,
         max_steps=training.max_steps or 0,
     )
@@ -143,20 +120,20 @@ def load_start(recipe: Recipe, data: PreparedData, start: Start) -> tuple[PreTra
     """The model and what else the run knows at its start, new or from a checkpoint.
 
     A branch takes the checkpoint's weights and step, under its own configuration and with its own tokenizer's text.
-
-    Raises:
-        UserError: for weights or a tokenizer that do not fit, or prompts that leave no room for an answer.
+    What does not fit, tokenizer, weights or prompts, is a UserError.
     """
     split, attention = data.splits["train"], recipe.model.get("attn_implementation")
+    progress = load_progress(start.checkpoint) if start.checkpoint else Progress()
     if start.checkpoint is None:
-        model, progress = build_model(recipe.model, data.tokenizer, split, recipe.run.seed), Progress()
+        model = build_model(recipe.model, data.tokenizer, split, recipe.run.seed)
     elif start.parent is None:
-        model, progress = load_model(start.checkpoint / "model", attention), load_progress(start.checkpoint)
+        model = load_model(start.checkpoint / "model", attention)
     else:
-        config = config_for(recipe.model, data.tokenizer, split.sequence_length)
-        require_tokenizer(start.checkpoint, data.tokenizer)
-        model = load_model(start.checkpoint / "model", attention, "training.resume", config=config)
-        progress = load_progress(start.checkpoint)
+        saved, config = start.checkpoint / "model", config_for(recipe.model, data.tokenizer, split.sequence_length)
+        if load_tokenizer(saved, "training.resume").get_vocab() != data.tokenizer.get_vocab():
+            message = f"expected the tokenizer of {start.checkpoint}: set tokenizer.path to {saved}"
+            raise UserError(("tokenizer", message))
+        model = load_model(saved, attention, "training.resume", config=config)
         if start.checkpoint == start.parent:  # what is best is the other run's
             progress.metric, progress.stopped_early, progress.skipped = None, False, 0
     check_prompts(recipe.evaluation.prompts, data.tokenizer, model.config.max_position_embeddings)
@@ -165,19 +142,8 @@ def load_start(recipe: Recipe, data: PreparedData, start: Start) -> tuple[PreTra
     return model, progress
 
 
-def require_tokenizer(checkpoint: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuses to branch with another tokenizer than the checkpoint's."""
-    saved = load_tokenizer(checkpoint / "model", "training.resume")
-    if saved.get_vocab() != tokenizer.get_vocab():
-        message = f"expected the tokenizer of {checkpoint}: set tokenizer.path to {checkpoint / 'model'}"
-        raise UserError(("tokenizer", message))
-
-
 def compile_blocks(model: nn.Module) -> None:
-    """Compiles each block of a transformers model in place; the blocks are alike, so one compilation serves them all.
-
-    In place, no key of the state dict gets a prefix.
-    """
+    """Compiles each block in place, where no key of the state dict gets a prefix; one compilation serves all blocks."""
     blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not blocks:
         raise UserError(("training.compile", f"{type(model).__name__} has no blocks to compile, expected false"))

@@ -18,15 +18,11 @@ class _StopAtOnce(BaseException):
 
 
 class StopSignals:
-    """A context that catches the signals. Only the main thread can; in others it does nothing.
-
-    Attributes:
-        received: whether a signal has come.
-        patient: whether a signal only sets `received`, rather than ending the context with `Stopped`.
-    """
+    """A context that catches the signals. Only the main thread can; in others it does nothing."""
 
     def __init__(self) -> None:
-        self.received, self.patient = False, False
+        self.received = False
+        self.patient = False  # whether a signal only sets `received`, rather than ending the context with `Stopped`
         self.previous: dict = {}
 
     def __enter__(self) -> "StopSignals":

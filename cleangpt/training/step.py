@@ -9,7 +9,7 @@ from torch import nn
 
 from ..data.loader import Batch
 from ..models.loss import sum_nats
-from ..recipe import schedules
+from ..recipe.schedules import Values
 from .launch import any_process
 from .optim import apply_updates, set_hyperparameters
 from .run import TrainingRun
@@ -34,33 +34,24 @@ def accumulate(accelerator: Accelerator, model: nn.Module, batch: Batch) -> torc
         This process's part of that mean loss, in nats; the parts of all processes add up to it.
     """
     total = torch.zeros((), device=accelerator.device)
-    for i, micro_batch in enumerate(batch.micro_batches):
-        last = i == len(batch.micro_batches) - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+    for i, micro_batch in enumerate(batch.micro_batches, 1):
+        with contextlib.nullcontext() if i == len(batch.micro_batches) else accelerator.no_sync(model):
             loss = sum_nats(accelerator, model, micro_batch) / batch.num_targets
             accelerator.backward(loss * accelerator.num_processes)  # undoes the average that processes take
         total = total + loss.detach()
     return total
 
 
-def update(
-    run: TrainingRun, values: schedules.Values, loss: torch.Tensor, stop: bool
-) -> tuple[torch.Tensor, bool, bool]:
-    """Updates the weights at this step's rate and weight decay, unless loss or gradient are not finite.
-
-    Args:
-        run: with gradients in its model.
-        values: of the schedules.
-        loss: what `accumulate` returned.
-        stop: whether this process was asked to stop.
+def update(run: TrainingRun, values: Values, loss: torch.Tensor, stop: bool) -> tuple[torch.Tensor, bool, bool]:
+    """Updates the weights at this step's rate and weight decay, unless `loss` or gradient are not finite.
 
     Returns:
-        The gradient's norm before clipping; whether the update was made; whether any process was asked to stop. The
-        last two are the same on all processes.
+        The gradient's norm before clipping; on all processes alike, whether the update was made, and whether any
+        process was asked to stop.
     """
     set_hyperparameters(run.optimizers, values.lr, values.weight_decay)
-    limit = run.recipe.training.max_grad_norm or float("inf")
-    grad_norm = run.accelerator.clip_grad_norm_(run.model.parameters(), limit)
+    max_norm = run.recipe.training.max_grad_norm or float("inf")
+    grad_norm = run.accelerator.clip_grad_norm_(run.model.parameters(), max_norm)
     # An infinite gradient is usual under a scaler, as fp16 needs one, and the scaler handles it.
     is_bad = not torch.isfinite(loss) or (run.accelerator.scaler is None and not torch.isfinite(grad_norm))
     is_bad, stop = any_process(run.accelerator, is_bad, stop)

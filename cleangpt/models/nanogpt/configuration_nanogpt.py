@@ -8,9 +8,8 @@ from transformers import PreTrainedConfig
 
 @strict
 class NanoGPTConfig(PreTrainedConfig):
-    r"""
-    Every key can be exported to a plain `gpt2`; the names nanoGPT users know (`n_embd`, `n_layer`, `n_head`,
-    `n_positions`, `block_size`, `n_inner`) are accepted too.
+    r"""Every key can be exported to a plain `gpt2`; nanoGPT's names (`n_embd`, `n_layer`, `n_head`, `n_positions`,
+    `block_size`, `n_inner`) are accepted too.
 
     vocab_size (`int`): number of token ids.
     hidden_size (`int`): width of the residual stream, a multiple of `num_attention_heads`.
@@ -27,8 +26,6 @@ class NanoGPTConfig(PreTrainedConfig):
     tie_word_embeddings (`bool`): the head shares the token embedding's matrix, as in GPT-2.
 
     ```python
-    >>> from cleangpt import NanoGPTConfig, NanoGPTForCausalLM
-
     >>> model = NanoGPTForCausalLM(NanoGPTConfig(vocab_size=65, n_layer=4, n_head=4, n_embd=128, block_size=64))
     ```
     """
@@ -44,10 +41,7 @@ class NanoGPTConfig(PreTrainedConfig):
         "block_size": "max_position_embeddings",
     }
     # Only the MLP is split: columns of c_attn belong to queries, keys and values, which have to stay together.
-    base_model_tp_plan = {
-        "h.*.mlp.c_fc": "colwise",
-        "h.*.mlp.c_proj": "rowwise",
-    }
+    base_model_tp_plan = {"h.*.mlp.c_fc": "colwise", "h.*.mlp.c_proj": "rowwise"}
     base_model_fsdp_plan = {"wte": "free_full_weight", "h.*": "free_full_weight", "ln_f": "keep_full_weight"}
     base_model_pp_plan = {
         "wte": (["input_ids"], ["inputs_embeds"]),

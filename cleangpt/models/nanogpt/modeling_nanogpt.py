@@ -1,7 +1,4 @@
-"""NanoGPT: nanoGPT's GPT-2 (learned positions, pre-LayerNorm, GELU) as a transformers model.
-
-Weights are named and oriented as in nanoGPT's `model.py`. Top to bottom: attention, MLP, block, model, head.
-"""
+"""NanoGPT: nanoGPT's GPT-2 (learned positions, pre-LayerNorm, GELU), with weights named and oriented as there."""
 
 import math
 from collections.abc import Callable
@@ -64,7 +61,6 @@ class NanoGPTAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
-
         self.c_attn = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.bias)
         self.c_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
         self.c_proj.ends_branch = True
@@ -82,7 +78,6 @@ class NanoGPTAttention(nn.Module):
         query = query.view(*input_shape, -1, self.head_dim).transpose(1, 2)  # (batch, heads, time, head_dim)
         key = key.view(*input_shape, -1, self.head_dim).transpose(1, 2)  # (batch, heads, time, head_dim)
         value = value.view(*input_shape, -1, self.head_dim).transpose(1, 2)  # (batch, heads, time, head_dim)
-
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (batch, heads, past + time, head_dim)
 
@@ -144,13 +139,10 @@ class NanoGPTBlock(GradientCheckpointingLayer):
 
 
 class NanoGPTPreTrainedModel(PreTrainedModel):
-    """What transformers needs to know about NanoGPT, and its initial weights, those of nanoGPT:
+    """What transformers needs to know about NanoGPT, and its initial weights, those of nanoGPT.
 
-    | weight | standard deviation |
-    |---|---|
-    | `wte`, `wpe`, `c_attn`, `c_fc`, untied `lm_head` | `initializer_range` |
-    | `c_proj`, at the end of a residual branch | `initializer_range` / sqrt(2 x `num_hidden_layers`) |
-    | biases | 0; LayerNorm scales are 1 |
+    Their standard deviation is `initializer_range`, of `c_proj` at the end of a residual branch that / sqrt(2 x
+    `num_hidden_layers`). Biases are 0, LayerNorm scales 1.
     """
 
     config: NanoGPTConfig
@@ -210,7 +202,6 @@ class NanoGPTModel(NanoGPTPreTrainedModel):
             inputs_embeds = self.wte(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-
         time = inputs_embeds.shape[1]
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -262,8 +253,7 @@ class NanoGPTForCausalLM(NanoGPTPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
-        r"""
-        labels (`torch.LongTensor` of shape `(batch, time)`): usually `input_ids`, shifted by one here; -100: no target.
+        r"""labels (`torch.LongTensor` of shape `(batch, time)`): usually `input_ids`, shifted by one here; -100: none.
             The loss in nats is the sum over targets, divided by `num_items_in_batch` if given, else by their number.
         logits_to_keep (`int` or index tensor): number or indices of the last positions to get logits; 0 means all.
         """

@@ -7,9 +7,8 @@ from transformers.modeling_rope_utils import RopeParameters
 
 @strict
 class NanoLlamaConfig(PreTrainedConfig):
-    r"""
-    Every key can be exported to a plain `llama` (`qwen3` with `use_qk_norm`); the names nanoGPT users know (`n_embd`,
-    `n_layer`, `n_head`, `n_positions`, `block_size`, `n_inner`) are accepted too.
+    r"""Every key can be exported to a plain `llama` (`qwen3` with `use_qk_norm`); nanoGPT's names (`n_embd`, `n_layer`,
+    `n_head`, `n_positions`, `block_size`, `n_inner`) are accepted too.
 
     vocab_size (`int`): number of token ids.
     hidden_size (`int`): width of the residual stream, a multiple of `num_attention_heads`.
@@ -28,8 +27,6 @@ class NanoLlamaConfig(PreTrainedConfig):
     tie_word_embeddings (`bool`): the head shares the token embedding's matrix.
 
     ```python
-    >>> from cleangpt import NanoLlamaConfig, NanoLlamaForCausalLM
-
     >>> model = NanoLlamaForCausalLM(NanoLlamaConfig(vocab_size=65, n_layer=4, n_head=4, n_embd=128, block_size=64))
     ```
     """

@@ -1,7 +1,6 @@
 """NanoLlama: Llama (rotary positions, RMSNorm, SwiGLU, grouped-query attention), optionally with Qwen3's QK-norm.
 
-Weights are named and oriented as in transformers' `llama` and `qwen3`. Top to bottom: norm, rotary embedding,
-attention, MLP, block, model, head.
+Weights are named and oriented as in transformers' `llama` and `qwen3`.
 """
 
 import math
@@ -121,7 +120,6 @@ class NanoLlamaAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
-
         self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
@@ -206,13 +204,10 @@ class NanoLlamaBlock(GradientCheckpointingLayer):
 
 
 class NanoLlamaPreTrainedModel(PreTrainedModel):
-    """What transformers needs to know about NanoLlama, and its initial weights, scaled as in nanoGPT:
+    """What transformers needs to know about NanoLlama, and its initial weights, scaled as in nanoGPT.
 
-    | weight | standard deviation |
-    |---|---|
-    | `embed_tokens`, `q_proj`, `k_proj`, `v_proj`, `gate_proj`, `up_proj`, untied `lm_head` | `initializer_range` |
-    | `o_proj`, `down_proj`, at the end of a residual branch | `initializer_range` / sqrt(2 x `num_hidden_layers`) |
-    | RMSNorm scales | 0; all are 1 |
+    Their standard deviation is `initializer_range`, of `o_proj` and `down_proj` at the end of a residual branch that /
+    sqrt(2 x `num_hidden_layers`). RMSNorm scales are 1.
     """
 
     config: NanoLlamaConfig
@@ -265,7 +260,6 @@ class NanoLlamaModel(NanoLlamaPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-
         time = inputs_embeds.shape[1]
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -318,8 +312,7 @@ class NanoLlamaForCausalLM(NanoLlamaPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
-        r"""
-        labels (`torch.LongTensor` of shape `(batch, time)`): usually `input_ids`, shifted by one here; -100: no target.
+        r"""labels (`torch.LongTensor` of shape `(batch, time)`): usually `input_ids`, shifted by one here; -100: none.
             The loss in nats is the sum over targets, divided by `num_items_in_batch` if given, else by their number.
         logits_to_keep (`int` or index tensor): number or indices of the last positions to get logits; 0 means all.
         """

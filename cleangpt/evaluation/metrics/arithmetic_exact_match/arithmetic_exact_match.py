@@ -23,10 +23,7 @@ Returns:
 
 
 def score_answers(answers: list[str], references: list[str], reverse_answer: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each answer is right, bool (n,), and each of its digits, float (n, places).
-
-    Digits are 1 if right, else 0, from the ones up; NaN in places that the right answer does not have.
-    """
+    """Right answers, bool (n,), and digits from the ones up, float (n, places): 1, 0, NaN where the reference ends."""
     width = max(map(len, references), default=0)
     written, expected = (_from_the_ones(texts, width, reverse_answer) for texts in (answers, references))
     right = np.array([one == other for one, other in zip(answers, references, strict=True)], bool)

@@ -24,10 +24,7 @@ Returns:
 
 
 def from_sums(nats: float, num_targets: float, num_bytes: float | None = None) -> dict[str, float]:
-    """The figures of a split from its sums, `bits_per_byte` only if `num_bytes` is given.
-
-    Perplexity stops at e^700, near the largest float.
-    """
+    """A split's figures from its sums, `bits_per_byte` if `num_bytes` is given; e^700 is near the largest float."""
     loss = nats / num_targets
     figures = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "bits_per_token": loss / math.log(2)}
     return figures if num_bytes is None else figures | {"bits_per_byte": nats / math.log(2) / num_bytes}

@@ -61,7 +61,7 @@ def choose_precision(mixed_precision: str, hidden_size: int) -> str:
         return "bf16" if has_native_bf16(device) and hidden_size >= 128 else "no"
     if device.type == "mps":  # not tried yet
         return "no"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def describe_hardware(device: torch.device, num_processes: int) -> str:

@@ -56,10 +56,10 @@ def save(run: TrainingRun, folder: Path | None, checkpoint: bool, samples: tuple
     run.saver.wait()
     run.progress.elapsed_s = run.tracker.elapsed_s
     snapshot = take_snapshot(run.accelerator, run.model, run.optimizers)
-    model, tokenizer = run.accelerator.unwrap_model(run.model), run.data.tokenizer
+    network, tokenizer = run.network, run.data.tokenizer
 
     def write_model(folder: Path, report: Report | None = None) -> None:
-        model.save_pretrained(folder, state_dict=dict(snapshot.weights))
+        network.save_pretrained(folder, state_dict=dict(snapshot.weights))
         tokenizer.save_pretrained(folder)
         if report is not None:
             write_card(folder, report)
@@ -72,7 +72,7 @@ def save(run: TrainingRun, folder: Path | None, checkpoint: bool, samples: tuple
 
 def make_report(run: TrainingRun, samples: tuple[str, ...] | None) -> Report:
     """What the card of a model of this run says."""
-    network, progress, splits = run.accelerator.unwrap_model(run.model), run.progress, run.data.splits
+    network, progress, splits = run.network, run.progress, run.data.splits
     native = {"nanogpt": "gpt2", "nanollama": "qwen3" if getattr(network.config, "use_qk_norm", False) else "llama"}
     return Report(
         recipe=run.recipe,

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import UserError
 from ..files import is_whole, remove_at_once, write_folder
@@ -176,9 +177,12 @@ def load_optimizers(accelerator: Accelerator, folder: Path, model: nn.Module, op
     if expected != {name: value.shape for name, value in saved.items()}:
         raise UserError((str(folder), "holds the optimizer state of another model or optimizer"))
     for weight, entries in everything["state"].items():
-        for entry in entries:
-            entries[entry] = saved[f"{weight}/{entry}"]
-    set_optimizer_state_dict(model, inner, everything, options=StateDictOptions(full_state_dict=True))
+        for entry, empty in entries.items():
+            value = saved[f"{weight}/{entry}"]
+            if isinstance(empty, DTensor):  # sharded as the weight is; every process has read the whole
+                value = distribute_tensor(value, empty.device_mesh, empty.placements, src_data_rank=None)
+            entries[entry] = value
+    set_optimizer_state_dict(model, inner, everything)
     scaler = json.loads((folder / "state.json").read_text())["scaler"]
     if scaler is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(scaler)

@@ -73,23 +73,24 @@ def run_steps(run: TrainingRun, signals: StopSignals) -> Path:
         loss = accumulate(accelerator, run.model, batch)  # exact over all targets, one synchronisation
         before = copy_weights(run.model) if run.tracker.is_due(step) else None
         # Rate and weight decay set, clipped, stepped, zeroed; skipped if loss or gradient are not finite.
-        grad_norm, updated, stop = update(run, values, loss, signals.received)
+        grad_norm, skipped, stop = update(run, values, loss, signals.received)
         progress.step, progress.tokens = step, progress.tokens + batch.num_targets
-        progress.skipped = 0 if updated else progress.skipped + 1
+        progress.skipped = progress.skipped + (skipped == "not finite") if skipped else 0
         ratio = update_ratio(before, run.model) if before else None
         progress.logged = run.tracker.log_step(step, progress.tokens, loss, grad_norm, values, ratio) or progress.logged
-        if not updated:
-            report_skipped_update(run, loss, grad_norm)
+        if skipped:
+            report_skipped_update(run, skipped, loss, grad_norm)
         if stop:
             save_and_stop(run)
 
 
-def report_skipped_update(run: TrainingRun, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
-    """Reports a skipped update, and ends the run with `Stopped` after too many in a row."""
+def report_skipped_update(run: TrainingRun, why: str, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
+    """Reports a skipped update, and ends the run with `Stopped` after too many in a row that were not finite."""
     progress, recipe = run.progress, run.recipe
     figures = f"loss {run.accelerator.reduce(loss, 'sum').item()}, gradient norm {float(grad_norm)}"
-    run.tracker.say(f"step {progress.step}: {figures}; the update was skipped ({progress.skipped} in a row)")
-    if progress.skipped <= recipe.training.max_skipped:
+    count = "overflow in fp16" if why == "overflow" else f"{progress.skipped} in a row"
+    run.tracker.say(f"step {progress.step}: {figures}; the update was skipped ({count})")
+    if why == "overflow" or progress.skipped <= recipe.training.max_skipped:
         return
     run.saver.wait()
     samples = run.loader.indices(progress.step)

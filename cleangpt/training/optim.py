@@ -47,10 +47,10 @@ def set_hyperparameters(optimizers: Sequence[torch.optim.Optimizer], lr: float, 
 
 
 def apply_updates(optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Steps each optimizer and clears the gradients."""
-    for optimizer in optimizers:
-        is_muon = isinstance(getattr(optimizer, "optimizer", optimizer), Muon)
-        emulated = is_muon and not has_native_bf16(optimizer.param_groups[0]["params"][0].device)
+    """Steps each optimizer and clears its gradients, below accelerate's wrapper, which would unscale them again."""
+    for wrapped in optimizers:
+        optimizer = getattr(wrapped, "optimizer", wrapped)
+        emulated = isinstance(optimizer, Muon) and not has_native_bf16(optimizer.param_groups[0]["params"][0].device)
         with Float32Products() if emulated else contextlib.nullcontext():
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..data.loader import Loader
 from ..data.prepare import PreparedData
@@ -22,6 +23,7 @@ class TrainingRun:
     accelerator: Accelerator
     data: PreparedData
     model: nn.Module  # as prepared by the accelerator
+    network: PreTrainedModel  # the same weights under their own class, for `save_pretrained`
     optimizers: list[AcceleratedOptimizer]
     loader: Loader
     tracker: Tracker

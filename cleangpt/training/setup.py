@@ -3,6 +3,8 @@
 recipe ──> resolve: lengths, precision, attention, data, steps ──> where it starts ──> build_run: every part
 """
 
+import copy
+
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -88,7 +90,8 @@ def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
     network, progress = together(load_start, recipe, data, start)
     optimizers = build_optimizers(recipe.optimizer, network)
     parameters, token_flops = network.num_parameters(), flops_per_token(network)
-    model, *optimizers = accelerator.prepare(network, *optimizers)
+    # FSDP changes the class of the object that it shards, so it gets another one.
+    model, *optimizers = accelerator.prepare(copy.copy(network), *optimizers)
     if start.checkpoint is not None:
         load_optimizers(accelerator, start.checkpoint, model, optimizers)
     on_main(open_folder, recipe, progress.step)
@@ -106,6 +109,7 @@ def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
         accelerator=accelerator,
         data=data,
         model=model.train(),
+        network=network,
         optimizers=optimizers,
         loader=Loader(split, sequences_per_step(recipe), recipe.run.seed, share),
         tracker=tracker,

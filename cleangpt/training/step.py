@@ -42,22 +42,31 @@ def accumulate(accelerator: Accelerator, model: nn.Module, batch: Batch) -> torc
     return total
 
 
-def update(run: TrainingRun, values: Values, loss: torch.Tensor, stop: bool) -> tuple[torch.Tensor, bool, bool]:
+def update(run: TrainingRun, values: Values, loss: torch.Tensor, stop: bool) -> tuple[torch.Tensor, str, bool]:
     """Updates the weights at this step's rate and weight decay, unless `loss` or gradient are not finite.
 
+    Under a scaler, as fp16 needs one, an overflowing gradient is usual: the scaler halves its scale. It is told apart
+    from a gradient that is not finite without the scale's help.
+
     Returns:
-        The gradient's norm before clipping; on all processes alike, whether the update was made, and whether any
-        process was asked to stop.
+        The gradient's norm before clipping; on all processes alike, why the update was skipped ("" if it was made,
+        "overflow" or "not finite"), and whether any process was asked to stop.
     """
+    accelerator, scaler = run.accelerator, run.accelerator.scaler
     set_hyperparameters(run.optimizers, values.lr, values.weight_decay)
+    # Unscales the gradients of all optimizers, once.
     max_norm = run.recipe.training.max_grad_norm or float("inf")
-    grad_norm = run.accelerator.clip_grad_norm_(run.model.parameters(), max_norm)
-    # An infinite gradient is usual under a scaler, as fp16 needs one, and the scaler handles it.
-    is_bad = not torch.isfinite(loss) or (run.accelerator.scaler is None and not torch.isfinite(grad_norm))
-    is_bad, stop = any_process(run.accelerator, is_bad, stop)
-    if is_bad:
+    grad_norm = accelerator.clip_grad_norm_(run.model.parameters(), max_norm)
+    bad_loss, bad_gradient = not torch.isfinite(loss), not torch.isfinite(grad_norm)
+    bad_loss, bad_gradient, stop = any_process(accelerator, bad_loss, bad_gradient, stop)
+    skipped = "not finite" if bad_loss or bad_gradient else ""
+    if bad_gradient and not bad_loss and scaler is not None and scaler.get_scale() > 1:
+        skipped = "overflow"
+    if skipped:
         for optimizer in run.optimizers:
             optimizer.zero_grad(set_to_none=True)
     else:
         apply_updates(run.optimizers)
-    return grad_norm, not is_bad, stop
+    if scaler is not None:
+        scaler.update()  # once a step, also when the update is skipped: the next one unscales again
+    return grad_norm, skipped, stop

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, run_command, run_python
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import cleangpt.reporting.hub
 from cleangpt import Stopped, UserError, load_recipe, train
@@ -76,7 +76,7 @@ def test_what_is_pushed_loads_elsewhere_bit_for_bit(hub, tiny_text, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     model = AutoModelForCausalLM.from_pretrained(final).eval()
-    tokenizer = cleangpt.AutoTokenizer.from_pretrained(final)
+    tokenizer = AutoTokenizer.from_pretrained(final)
     expected = model(**tokenizer("The fox", return_tensors="pt")).logits
     assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
 

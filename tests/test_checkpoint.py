@@ -8,8 +8,8 @@ from conftest import read_metrics
 
 from cleangpt import UserError, load_recipe, train
 from cleangpt.files import is_whole, write_folder
-from cleangpt.recipe.keys import EarlyStopping
-from cleangpt.training.checkpoint import Progress, list_checkpoints, newest_checkpoint
+from cleangpt.recipe.keys import Checkpoint, EarlyStopping
+from cleangpt.training.checkpoint import Progress, list_checkpoints, newest_checkpoint, prune
 
 
 def test_a_folder_appears_only_when_it_is_whole(tmp_path):
@@ -65,6 +65,17 @@ def test_the_last_and_the_best_are_kept(tiny_adder):
     kept = [int(folder.name.removeprefix("step-")) for folder in list_checkpoints(recipe.folder)]
     assert kept == sorted({best, 10, 12})
     assert json.loads((recipe.folder / "best" / "manifest.json").read_text())
+
+
+def test_what_is_best_is_finite_and_was_measured_there(tmp_path):
+    """Step 1 was saved after a signal, with the figure of an earlier boundary; step 2 has none that is finite."""
+    for step, loss, boundary in ((1, 0.5, 0), (2, math.nan, 2), (3, 1.5, 3), (4, 2.0, 4)):
+        folder = tmp_path / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        state = {"step": step, "boundary": boundary, "metrics": {"eval/loss": loss}}
+        (folder / "state.json").write_text(json.dumps(state))
+    prune(tmp_path, Checkpoint(keep_last=1, keep_best=1))
+    assert [folder.name[-1] for folder in list_checkpoints(tmp_path)] == ["3", "4"]
 
 
 def test_progress_counts_evaluations_without_gain():

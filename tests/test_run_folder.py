@@ -60,6 +60,14 @@ def test_the_data_may_move_but_not_change(tiny_text, text_file, tmp_path):
     assert [key for key, _ in refused.value.problems] == ["data.fingerprint"]
 
 
+def test_more_patience_goes_on_with_a_run_that_stopped_early(tiny_text):
+    early = ["--training.max_steps=20", "--training.macro_batch=1", "--training.early_stopping.min_delta=100"]
+    train(recipe := load_recipe(tiny_text, [*early, "--training.early_stopping.patience=1"]))
+    assert max(losses(recipe.folder)) == 2
+    train(load_recipe(tiny_text, [*early, "--training.early_stopping.patience=4"]))
+    assert max(losses(recipe.folder)) == 5
+
+
 def test_a_metric_that_changes_forgets_what_was_best(tiny_text):
     train(recipe := load_recipe(tiny_text, ["--checkpoint.keep_last=9"]))
     cut_off(recipe)

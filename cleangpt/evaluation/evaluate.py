@@ -37,8 +37,8 @@ def evaluate(
     Returns:
         `loss`, mean nats per target; `perplexity`, its exponential; for text `bits_per_byte`, nats / ln 2 over its
         UTF-8 bytes (pro rata for part of a split); for arithmetic `accuracy`, the fraction of problems in which each
-        token of the answer is the likeliest after the right ones before it. Just these are solved by greedy generation,
-        which sees the same prefix up to its first mistake. The end token counts after an answer shorter than the
+        token of the answer is the likeliest after the right ones before it. Greedy generation solves the same problems,
+        since it sees the same prefix up to its first mistake. The end token counts after an answer shorter than the
         longest, where generation stops by itself.
     """
     rows = min(len(split), num_rows or len(split), (max_batches or len(split)) * batch_size)

@@ -65,7 +65,7 @@ def decay_ratio(schedule: Schedule | LrSchedule) -> float:
 def sequences_per_step(recipe: Recipe) -> np.ndarray:
     """Sequences that each step of a resolved recipe draws over all processes, int64 (max_steps,).
 
-    Before a branch, all that the other run had drawn counts as drawn in the first step.
+    In a branch, the first step stands for all that the other run had drawn.
     """
     max_steps, branch = recipe.training.max_steps or 0, recipe.branched_from
     values = [at(recipe.schedule, recipe.optimizer, step, max_steps) for step in range(1, max_steps + 1)]

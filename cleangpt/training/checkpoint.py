@@ -53,7 +53,7 @@ class Progress:
     # Step of the latest boundary whose work is done. If a signal arrives just before a boundary, the resumed run does
     # that boundary's work.
     boundary: int = -1
-    skipped: int = 0  # steps in a row, up to this one, whose update was skipped
+    skipped: int = 0  # steps in a row, up to this one, that were not finite
     logged: dict = dataclasses.field(default_factory=dict)  # the latest training metrics that were logged
 
     def update_best(self, metric: str, early_stopping: EarlyStopping) -> bool:
@@ -195,7 +195,9 @@ def prune(run_folder: Path, keep: Checkpoint) -> None:
     for folder in folders if keep.keep_best else ():
         with contextlib.suppress(UserError, KeyError):  # damaged or without the metric, so not one of the best
             progress = load_progress(folder)
-            values[folder] = (progress.logged | progress.metrics)[keep.metric]
+            value = (progress.logged | progress.metrics)[keep.metric]
+            if math.isfinite(value) and progress.boundary == progress.step:  # else it is an earlier step's
+                values[folder] = value
     ranked = sorted(values, key=lambda folder: values[folder], reverse=keep.metric == "eval/accuracy")
     for folder in set(folders[: -keep.keep_last]) - set(ranked[: keep.keep_best]):
         remove_at_once(folder)

@@ -104,7 +104,7 @@ def together(function: Callable[..., Result], *args: object) -> Result:
     ]
     if main:
         raise UserError(*main, shared=True)
-    return result  # type: ignore[return-value]  # None only where there were problems
+    return result  # type: ignore[return-value]  # None without problems only if `function` returns it
 
 
 def any_process(accelerator: Accelerator, *wishes: bool) -> list[bool]:

@@ -5,9 +5,12 @@
     at the end        final/, and for arithmetic the accuracy on the test split
 
 `setup.py` builds the parts, `step.py` is what happens inside a step, `boundary.py` what happens between macro-batches.
+`data/loader.py` decides the order of samples, `optim.py` sets rate and weight decay, and `files.py` verifies the bytes
+of the checkpoint that `run_folder.py` finds.
 """
 
 import errno
+import shlex
 from pathlib import Path
 
 import torch
@@ -19,7 +22,7 @@ from ..recipe import schedules
 from ..recipe.keys import Recipe
 from .boundary import end_macro_batch, finish, save
 from .checkpoint import newest_checkpoint
-from .launch import join_processes
+from .launch import join_processes, on_main
 from .run import TrainingRun
 from .run_folder import hold_folder
 from .setup import build_run, find_run
@@ -96,11 +99,12 @@ def report_skipped_update(run: TrainingRun, why: str, loss: torch.Tensor, grad_n
     samples = run.loader.indices(progress.step)
     shown = ", ".join(map(str, samples[:20])) + (f" and {len(samples) - 20} more" if len(samples) > 20 else "")
     way_out = "there is no checkpoint; try a lower optimizer.lr"
-    if checkpoint := newest_checkpoint(recipe.folder):
+    if checkpoint := on_main(newest_checkpoint, recipe.folder):
         name, lr = f"{recipe.run.name}-2", f"{recipe.optimizer.lr / 2:g}"
-        options = f"--training.resume={checkpoint} --run.name={name} --optimizer.lr={lr}"
+        options = shlex.join([f"--training.resume={checkpoint}", f"--run.name={name}", f"--optimizer.lr={lr}"])
         way_out = f"{checkpoint} is the last good checkpoint; to branch from it with a lower rate, add {options}"
     run.publisher.close(run.tracker.say, wait=False)
+    run.tracker.close()
     raise Stopped(1, f"diverged at step {progress.step}, samples {shown}: {figures}; {way_out}")
 
 

@@ -127,7 +127,8 @@ def settle(recipe: Recipe, start: Start) -> tuple[Recipe, Start]:
     if start.saved is not None:
         refuse_changes(start.saved, recipe, start.parent)
         is_done = (recipe.folder / "final" / "config.json").exists()
-        is_same = start.saved.training.max_steps == recipe.training.max_steps
+        old, new = start.saved.training, recipe.training
+        is_same = (old.max_steps, old.early_stopping) == (new.max_steps, new.early_stopping)
         recipe = recipe.model_copy(update={"branched_from": start.saved.branched_from})
         named = recipe.training.resume != "auto" and start.parent is None
         return recipe, dataclasses.replace(start, finished=is_done and is_same and not named)

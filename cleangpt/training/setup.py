@@ -1,6 +1,6 @@
 """From a recipe to the parts of its run.
 
-recipe ──> resolve: lengths, precision, attention, data, steps ──> where it starts ──> build_run: every part
+recipe ──> find_start ──> resolve: lengths, precision, attention, data, steps ──> settle ──> build_run: every part
 """
 
 import copy
@@ -123,7 +123,7 @@ def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
 def load_start(recipe: Recipe, data: PreparedData, start: Start) -> tuple[PreTrainedModel, Progress]:
     """The model and what else the run knows at its start, new or from a checkpoint.
 
-    A branch takes the checkpoint's weights and step, under its own configuration and with its own tokenizer's text.
+    A branch takes the checkpoint's weights and step, but its own recipe's configuration and data.
     What does not fit, tokenizer, weights or prompts, is a UserError.
     """
     split, attention = data.splits["train"], recipe.model.get("attn_implementation")
@@ -139,7 +139,9 @@ def load_start(recipe: Recipe, data: PreparedData, start: Start) -> tuple[PreTra
             raise UserError(("tokenizer", message))
         model = load_model(saved, attention, "training.resume", config=config)
         if start.checkpoint == start.parent:  # what is best is the other run's
-            progress.metric, progress.stopped_early, progress.skipped = None, False, 0
+            progress.metric, progress.evaluations_without_gain, progress.skipped = None, 0, 0
+    patience = recipe.training.early_stopping.patience  # which may have changed
+    progress.stopped_early = patience is not None and progress.evaluations_without_gain >= patience
     check_prompts(recipe.evaluation.prompts, data.tokenizer, model.config.max_position_embeddings)
     if recipe.training.compile:
         compile_blocks(model)

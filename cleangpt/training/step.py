@@ -45,8 +45,8 @@ def accumulate(accelerator: Accelerator, model: nn.Module, batch: Batch) -> torc
 def update(run: TrainingRun, values: Values, loss: torch.Tensor, stop: bool) -> tuple[torch.Tensor, str, bool]:
     """Updates the weights at this step's rate and weight decay, unless `loss` or gradient are not finite.
 
-    Under a scaler, as fp16 needs one, an overflowing gradient is usual: the scaler halves its scale. It is told apart
-    from a gradient that is not finite without the scale's help.
+    Under a scaler, as fp16 needs one, a gradient that overflows is usual, and the scaler halves its scale. It counts as
+    not finite only once the scale has sunk to 1.
 
     Returns:
         The gradient's norm before clipping; on all processes alike, why the update was skipped ("" if it was made,

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from .data.arithmetic import ArithmeticSplit
 from .data.packing import TextSplit
 from .data.prepare import PreparedData, prepare_data
-from .data.splits import IGNORED, Split
+from .data.splits import Split
 from .evaluation.evaluate import MAX_GRADED, evaluate
 from .hardware import default_device
 from .models.build import config_for
@@ -100,13 +100,13 @@ def make_plan(recipe: Recipe, num_processes: int = 1) -> Plan:
     micro_batch = min(recipe.training.micro_batch_size or share, share)
     model, ddp, fsdp = simulate(recipe, data, micro_batch, math.ceil(share / micro_batch), num_processes)
     sequences, parameters = int(batches.sum()), model.num_parameters()
-    sample = split[np.arange(min(len(split), 1000))]["targets"]
+    sample = np.arange(min(len(split), 1000))
     epochs = sequences / split.num_sequences
     return Plan(
         recipe=recipe,
         parameters=parameters,
         sequences=sequences,
-        tokens=round(sequences * (split.targets_per_row or (sample != IGNORED).sum(1).mean())),
+        tokens=round(sequences * split.count_targets(sample) / len(sample)),
         epochs=epochs,
         batches=(int(batches[0]), int(batches[-1])),
         micro_batch=micro_batch,
@@ -139,7 +139,7 @@ def simulate(
                     loss = fake_loss(recipe, model.train(), micro_batch, length)
                     forward = step.get_tracker_snapshot()[CPU]
                     loss.backward()
-                apply_updates(optimizers)
+                apply_updates(optimizers, torch.tensor(True))
         evaluation.track_external(model, *optimizers)
         with evaluation, torch.no_grad():
             rows = min(recipe.evaluation.batch_size, len(validation))
@@ -216,7 +216,8 @@ def measure_time(plan: Plan, steps: int = 10) -> float:
         for step in range(1, steps + 1):
             started = time.perf_counter()
             values = schedules.at(trial.schedule, trial.optimizer, step, steps)
-            update(run, values, accumulate(run.accelerator, run.model, run.loader.batch(step)), stop=False)
+            loss = accumulate(run.accelerator, run.model, run.loader.batch(step))
+            update(run, values, loss)[0].item()  # waits for the device
             step_s.append(time.perf_counter() - started)
             if len(step_s) > 1 and sum(step_s) > 60:
                 break

@@ -125,7 +125,7 @@ def test_targets_are_the_answer_and_its_end():
     assert TOKENIZER.decode(batch["input_ids"][0]) == question + answer
     known = batch["targets"][0] != IGNORED
     assert TOKENIZER.decode(batch["targets"][0][known]) == answer + "<|endoftext|>"
-    assert known.sum() == split.targets_per_row
+    assert known.sum() == split.count_targets(np.array([3]))
 
 
 @given(st.lists(st.integers(0, 6999), min_size=1, max_size=20))
@@ -134,6 +134,7 @@ def test_rows_of_different_length_have_their_own_targets(indices):
     batch = split[np.array(indices)]
     for row, (_, answer) in zip(batch["targets"], split.texts(np.array(indices)), strict=True):
         assert TOKENIZER.decode(row[row != IGNORED]) == answer + "<|endoftext|>"
+    assert split.count_targets(np.array(indices)) == (batch["targets"] != IGNORED).sum()
 
 
 def test_what_is_no_number_is_no_answer():

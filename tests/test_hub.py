@@ -22,7 +22,6 @@ import cleangpt.reporting.hub
 from cleangpt import Stopped, UserError, load_recipe, train
 from cleangpt.data.prepare import prepare_data
 from cleangpt.reporting.hub import Publisher, push_folder
-from cleangpt.training import step
 from cleangpt.training.checkpoint import is_whole
 
 PUSH = ["--hub.push=true", "--hub.repo_id=me/tiny"]
@@ -126,7 +125,7 @@ def test_random_faults_leave_the_run_alone(seeds, hub, hurry, tiny_text, referen
 def test_a_run_that_is_stopped_tells_what_is_not_pushed(hub, hurry, tiny_text, capsys, monkeypatch):
     hub.fault = lambda request: "refuse"
     # As if a signal came in each step.
-    monkeypatch.setattr("cleangpt.training.loop.update", lambda *arguments: (*step.update(*arguments)[:2], True))
+    monkeypatch.setattr("cleangpt.training.launch.StopVote.__call__", lambda vote, wish: True)
     recipe = load_recipe(tiny_text, [*PUSH, "--training.macro_batch=1"])
     for _ in range(2):  # what the second one makes up for is the first one's boundary, with a best model
         with pytest.raises(Stopped):

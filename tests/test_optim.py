@@ -46,7 +46,7 @@ def test_muon_takes_the_same_step_where_bf16_is_emulated(monkeypatch):
         weight = nn.Parameter(start.clone())
         weight.grad = gradient.clone()
         muon = Muon([weight], lr=1.0, weight_decay=0.0)
-        apply_updates([muon])
+        apply_updates([muon], torch.tensor(True))
         steps.append(start - weight.detach())
         assert torch.allclose(muon.state[weight]["momentum_buffer"], 0.05 * gradient)
     one, other = steps
@@ -67,8 +67,30 @@ def test_an_update_moves_weights_and_clears_gradients():
     optimizers = build_optimizers(Optimizer(name="muon", lr=0.1), model)
     ids = torch.arange(16).view(2, 8)
     model(ids, labels=ids).loss.backward()
-    apply_updates(optimizers)
+    apply_updates(optimizers, torch.tensor(True))
     for name, weight in model.named_parameters():
         assert weight.grad is None
         if "c_attn.bias" not in name:  # the keys' part of it has no influence on attention
             assert not torch.equal(weight, before[name]), name
+
+
+def test_a_gradient_that_is_not_finite_moves_neither_weights_nor_state():
+    """In the first step, which makes the state, and in a later one."""
+    model = NanoGPTForCausalLM(GPT.config)
+    optimizers = build_optimizers(Optimizer(name="muon", lr=0.1), model)
+    ids = torch.arange(16).view(2, 8)
+
+    def everything() -> list[torch.Tensor]:
+        state = [value for optimizer in optimizers for entry in optimizer.state.values() for value in entry.values()]
+        return [tensor.clone() for tensor in [*model.parameters(), *state]]
+
+    for finite in (False, True, False):
+        before = everything()
+        model(ids, labels=ids).loss.backward()
+        if not finite:
+            for weight in model.parameters():
+                weight.grad.view(-1)[0] = float("nan")
+        apply_updates(optimizers, torch.tensor(finite))
+        pairs = zip(everything(), before, strict=False)  # the first step adds state
+        assert all(torch.equal(one, other) for one, other in pairs) == (not finite)
+    assert all(tensor.isfinite().all() for tensor in everything())

@@ -5,13 +5,21 @@ A CPU has no fp16 training, but `torch.amp.GradScaler("cpu")` scales as on a GPU
 
 import itertools
 import json
+import statistics
+import traceback
 
 import pytest
 import torch
+import yaml
 from conftest import read_metrics
 from safetensors.torch import load_file
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cleangpt import Stopped, load_recipe, train
+from cleangpt.data.loader import Loader
+from cleangpt.models.nanogpt import modeling_nanogpt
+from cleangpt.models.nanollama import modeling_nanollama
 from cleangpt.training import setup, step
 from cleangpt.training.checkpoint import list_checkpoints
 
@@ -96,8 +104,105 @@ def test_a_loss_that_is_not_finite_leaves_the_scaler_ready(tiny_text, scaler, mo
 
     def accumulate(accelerator, model, batch):
         loss = step.accumulate(accelerator, model, batch)
-        return loss * float("nan") if next(calls) == 2 else loss
+        if next(calls) != 2:
+            return loss
+        next(model.parameters()).grad.fill_(float("nan"))
+        return loss * float("nan")
 
     monkeypatch.setattr("cleangpt.training.loop.accumulate", accumulate)
     assert train(load_recipe(tiny_text, OPTIONS)).is_dir()
     assert "step 2: loss nan" in capsys.readouterr().out
+
+
+READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}
+METHODS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__")
+
+
+class Recorder:
+    """Notes the step in which something on the device is read, which waits for it; on a CPU, any tensor counts."""
+
+    def __init__(self):
+        self.step, self.read = 0, {}
+
+    def note(self, what):
+        place = next(f for f in reversed(traceback.extract_stack()) if "cleangpt/" in f.filename)
+        self.read.setdefault(self.step, set()).add(f"{what} in {place.filename}:{place.lineno}")
+
+
+class Dispatches(TorchDispatchMode):
+    def __init__(self, recorder):
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in READS:
+            self.recorder.note(func)
+        return func(*args, **(kwargs or {}))
+
+
+class Functions(TorchFunctionMode):
+    def __init__(self, recorder):
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") in METHODS:
+            self.recorder.note(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def tiny_documents(tiny_text, stories_file):
+    recipe = yaml.safe_load(tiny_text.read_text())
+    recipe["data"] |= {"path": "json", "data_files": str(stories_file), "packing": "documents", "block_size": 32}
+    tiny_text.write_text(yaml.safe_dump(recipe))
+    return tiny_text
+
+
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        ("tiny_text", ["--optimizer.name=muon", "--training.micro_batch_size=2"]),
+        ("tiny_text", ["--model.model_type=nanollama", "--training.mixed_precision=bf16"]),
+        ("tiny_text", ["--model.model_type=qwen3"]),
+        ("tiny_adder", ["--optimizer.name=muon", "--model.dropout=0.1"]),
+        ("tiny_adder", ["--data.zero_pad=false"]),
+        ("tiny_documents", ["--optimizer.name=adamw"]),
+        ("tiny_text", ["fp16", "--optimizer.name=muon"]),
+    ],
+)
+def test_between_two_lines_of_metrics_nothing_waits_for_the_device(data, options, request, monkeypatch, scaler):
+    if "fp16" in options:
+        scaler(2.0**16)
+    recorder, batch = Recorder(), Loader.batch
+
+    def batch_of(loader, step):
+        recorder.step = step
+        return batch(loader, step)
+
+    monkeypatch.setattr(Loader, "batch", batch_of)
+    for kind in (modeling_nanogpt, modeling_nanollama):  # a check for CPUs only
+        monkeypatch.setattr(kind, "check_range", lambda *arguments: None)
+    schedule = ["--training.max_steps=9", "--training.macro_batch=9", "--tracking.log_every=4"]
+    recipe = load_recipe(request.getfixturevalue(data), [*options[options[0] == "fp16" :], *schedule])
+    with Dispatches(recorder), Functions(recorder):
+        train(recipe)
+    assert {0, 1, 4, 8, 9} <= recorder.read.keys()  # before the first step, and at each line
+    assert not {step: recorder.read[step] for step in (2, 3, 5, 6, 7) if step in recorder.read}
+
+
+def test_the_training_loss_is_the_mean_since_the_last_line_also_after_a_stop(tiny_text, monkeypatch):
+    """The run that is stopped after step 5 saves the losses of steps 4 and 5, whose line is due in step 6."""
+    plain = ["--training.macro_batch=9", "--training.max_steps=9"]
+    train(every := load_recipe(tiny_text, [*plain, "--run.name=every"]))
+    train(third := load_recipe(tiny_text, [*plain, "--run.name=third", "--tracking.log_every=3"]))
+    steps = losses(every.folder)
+    means = [steps[0], *(statistics.fmean(steps[i:j]) for i, j in ((1, 3), (3, 6), (6, 9)))]
+    assert losses(third.folder) == pytest.approx(means, abs=1e-12)
+    votes = itertools.count(1)
+    monkeypatch.setattr("cleangpt.training.launch.StopVote.__call__", lambda vote, wish: next(votes) == 5)
+    stopped = load_recipe(tiny_text, [*plain, "--tracking.log_every=3"])
+    with pytest.raises(Stopped):
+        train(stopped)
+    train(stopped)
+    assert losses(stopped.folder) == losses(third.folder)

@@ -52,13 +52,18 @@ class ArithmeticSplit:
         self.question_width = 2 * data.num_digits + 2 * data.signs
         self.sequence_length = self.question_width + self.answer_width
         self.num_sequences = len(self)
-        self.targets_per_row = self.answer_width + 1 if data.zero_pad else None
         self.end = tokenizer.eos_token_id
         self.ids = np.zeros(128, np.int64)  # ASCII code -> token id
         self.ids[[*b"0123456789+x="]] = tokenizer.convert_tokens_to_ids([*"0123456789+x="])
 
     def __len__(self) -> int:
         return int(self.ends[-1])
+
+    def count_targets(self, indices: np.ndarray) -> int:
+        """The number of targets in the rows at `indices` (n,): each problem's answer and the end token."""
+        if self.data.zero_pad:
+            return len(indices) * (self.answer_width + 1)
+        return int(self._written(indices)[1][:, self.question_width :].sum()) + len(indices)
 
     def digits(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The digits of both operands of each problem, (n, num_digits)."""

@@ -7,13 +7,13 @@ With an accelerator, a thread reads the next batch into pinned memory during the
 
 import functools
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from .permutation import permute
-from .splits import IGNORED, Split
+from .splits import Split
 
 PIECE = 1024  # places permuted at once: hardly slower in numpy than a dozen
 
@@ -24,6 +24,7 @@ class Batch:
 
     micro_batches: list[dict[str, torch.Tensor]]  # the inputs of each forward pass: (rows, time) on the device
     num_targets: int  # of the step over all micro-steps and processes
+    num_tokens: int  # likewise, those that are no target included
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,20 +69,16 @@ class Loader:
         coming = self.ahead.get(step) or self.reader.submit(self._read, step)
         self.ahead = {step + 1: self.reader.submit(self._read, step + 1)} if step + 1 < len(self.ends) else {}
         read = coming.result()
-        return Batch([to_device(rows, self.share.device) for rows in read.micro_batches], read.num_targets)
+        return replace(read, micro_batches=[to_device(rows, self.share.device) for rows in read.micro_batches])
 
     def _read(self, step: int) -> Batch:
         """`batch` in host memory."""
         indices = self.indices(step)
         mine = np.array_split(indices, self.share.num_processes)[self.share.process]
         size = self.share.micro_batch_size or len(mine)
-        rows = [self.split[mine[i : i + size]] for i in range(0, len(mine), size)]
-        if self.split.targets_per_row is not None:
-            num_targets = len(indices) * self.split.targets_per_row
-        else:  # every process counts all rows, which spares communication
-            counted = rows if self.share.num_processes == 1 else [self.split[indices]]
-            num_targets = sum(int((batch["targets"] != IGNORED).sum()) for batch in counted)
-        return Batch([to_host(batch, self.share.device) for batch in rows], num_targets)
+        rows = [to_host(self.split[mine[i : i + size]], self.share.device) for i in range(0, len(mine), size)]
+        # Every process counts the targets of all, which spares communication.
+        return Batch(rows, self.split.count_targets(indices), len(indices) * self.split.sequence_length)
 
     def coverage(self, step: int) -> dict[str, float]:
         """The fraction of samples seen in the first `step` steps, and how often on average, at least and at most."""

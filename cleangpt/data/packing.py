@@ -74,7 +74,6 @@ class TextSplit:
         self.num_targets = len(self.tokens) - 1  # in one pass over the split
         self.sequence_length, self.packing = block_size, packing
         self.num_sequences = -(-self.num_targets // block_size)
-        self.targets_per_row = block_size if packing == "windows" else None
         self.read = 0  # bytes mapped since the last release
         if self.num_targets < 1:
             raise UserError(("data.split", f"expected at least 2 tokens in the {name} split, got {len(self.tokens)}"))
@@ -82,9 +81,21 @@ class TextSplit:
     def __len__(self) -> int:
         return len(self.tokens) - self.sequence_length if self.packing == "windows" else self.num_sequences
 
+    def _first(self, indices: np.ndarray) -> np.ndarray:
+        """The place of each row's first token in the stream, int64 (n,)."""
+        return np.asarray(indices).astype(np.int64) * (1 if self.packing == "windows" else self.sequence_length)
+
+    def count_targets(self, indices: np.ndarray) -> int:
+        """The number of targets in the rows at `indices` (n,), without reading a token."""
+        first = self._first(indices)
+        last = np.minimum(first + self.sequence_length, self.num_targets)  # the place of the last target
+        starts = np.empty(0, np.int64) if self.starts is None else self.starts
+        seams = np.searchsorted(starts, last, "right") - np.searchsorted(starts, first, "right")
+        return int((last - first - seams).sum())
+
     def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """A batch of rows; `documents` have `position_ids`."""
-        first = np.asarray(indices).astype(np.int64) * (1 if self.packing == "windows" else self.sequence_length)
+        first = self._first(indices)
         width, end = self.sequence_length + 1, len(self.tokens)
         if first.max(initial=0) + width <= end:
             ids = sliding_window_view(self.tokens, width)[first].astype(np.int64)  # (n, block_size + 1)

@@ -13,9 +13,12 @@ class Split(Protocol):
 
     sequence_length: int  # tokens per row
     num_sequences: int  # rows in one pass over the split
-    targets_per_row: int | None  # None if rows differ
 
     def __len__(self) -> int: ...
+
+    def count_targets(self, indices: np.ndarray) -> int:
+        """The number of targets in the rows at `indices` (n,)."""
+        ...
 
     def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The rows at integer `indices` (n,), int64 (n, sequence_length): `input_ids`, `targets` (next tokens or

@@ -1,12 +1,14 @@
 """The summed loss of a batch, in parts where all logits of a large vocabulary at once would fill the memory."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, masking_utils
 
 from ..data.splits import IGNORED
 
@@ -19,9 +21,31 @@ def sum_nats(accelerator: Accelerator, model: nn.Module, batch: dict[str, Tensor
     inputs = {name: values for name, values in batch.items() if name != "targets"}
     network: Any = getattr(model, "module", model)  # `unwrap_model` is slower
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
-    if in_parts(network, accelerator.mixed_precision, accelerator.device, is_sharded):
-        return nats_in_parts(model, network.get_output_embeddings().weight, inputs, batch["targets"])
-    return nats(model, inputs, batch["targets"])
+    with packing_known("position_ids" in inputs):
+        if in_parts(network, accelerator.mixed_precision, accelerator.device, is_sharded):
+            return nats_in_parts(model, network.get_output_embeddings().weight, inputs, batch["targets"])
+        return nats(model, inputs, batch["targets"])
+
+
+@contextlib.contextmanager
+def packing_known(packed: bool) -> Iterator[None]:
+    """Tells transformers whether rows hold several documents, which it finds out by waiting for the device.
+
+    It has no option for that, so its function is replaced for a while; the document of each token follows from
+    positions that do not rise by one.
+    """
+    find = masking_utils.find_packed_sequence_indices
+
+    def documents(position_ids: Tensor) -> Tensor | None:
+        if not packed:
+            return None
+        return (position_ids.diff(prepend=position_ids[:, :1] - 1) != 1).cumsum(-1)  # (rows, time)
+
+    masking_utils.find_packed_sequence_indices = documents
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = find
 
 
 def in_parts(network: PreTrainedModel, mixed_precision: str, device: torch.device, sharded: bool) -> bool:

@@ -9,6 +9,7 @@ import secrets
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from matplotlib.image import imread
-from torch import Tensor
 from tqdm import tqdm
 
 from ..files import write_file
@@ -39,7 +39,8 @@ class Tracker:
         self.accelerator, self.file = accelerator, recipe.folder / "metrics.jsonl"
         self.log_every, self.max_steps = recipe.tracking.log_every, recipe.training.max_steps
         self.began = time.perf_counter() - elapsed_s
-        self.last: tuple[float, int] | None = None  # time and tokens since which speed is measured
+        self.since: float | None = None  # when the step ended since which speed is measured
+        self.num_targets = self.num_tokens = 0  # since then
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
         peak = torch.tensor(peak_flops(accelerator.device, half, torch.get_num_threads()), device=accelerator.device)
         self.peak_tokens = accelerator.reduce(peak, "sum").item() / token_flops  # per second
@@ -67,30 +68,34 @@ class Tracker:
         """Whether `step` gets a line of training metrics."""
         return step == 1 or step % self.log_every == 0 or step == self.max_steps
 
+    def count_step(self, num_targets: int, num_tokens: int) -> None:
+        """Counts a step of `num_targets`, among `num_tokens` that are computed, over all processes."""
+        self.bar.update()
+        if self.since is None:
+            self.since = time.perf_counter()
+        else:
+            self.num_targets, self.num_tokens = self.num_targets + num_targets, self.num_tokens + num_tokens
+
     def log_step(
-        self, step: int, tokens: int, loss: Tensor, grad_norm: Tensor, values: Values, ratio: float | None
+        self, step: int, tokens: int, losses: Sequence[float], grad_norm: float, values: Values, ratio: float
     ) -> dict[str, float]:
-        """Logs a step and returns its metrics, without speeds; {} if no line is due, with nothing read from the device.
+        """Logs a step and returns its metrics, without speeds.
 
         Args:
             tokens: targets of the run so far.
-            loss: this process's part of the mean loss.
+            losses: of each step since the last line.
             grad_norm: before clipping.
-            ratio: `update_ratio`, if a line is due.
+            ratio: `update_ratio`.
         """
-        self.bar.update()
-        self.last = self.last or (time.perf_counter(), tokens)
-        if not self.is_due(step):
-            return {}
-        loss_value = self.accelerator.reduce(loss, "sum").item()
-        metrics = {"train/loss": loss_value, **values._asdict(), "grad_norm": float(grad_norm), "update_ratio": ratio}
-        shown, speeds = {"loss": f"{loss_value:.3f}", "lr": f"{values.lr:.1e}"}, {}
-        (then, before), now = self.last, time.perf_counter()
-        if tokens > before:
-            speed = (tokens - before) / (now - then)
-            speeds = {"tokens_per_second": speed, "mfu": speed / self.peak_tokens}
-            shown |= {"tok/s": f"{speed:,.0f}", "mfu": f"{speeds['mfu']:.0%}"}
-        self.last = now, tokens
+        loss = math.fsum(losses) / len(losses)
+        metrics = {"train/loss": loss, **values._asdict(), "grad_norm": grad_norm, "update_ratio": ratio}
+        shown, speeds, now = {"loss": f"{loss:.3f}", "lr": f"{values.lr:.1e}"}, {}, time.perf_counter()
+        if self.since is not None and self.num_targets:
+            seconds = now - self.since
+            speed, share = self.num_targets / seconds, self.num_tokens / seconds / self.peak_tokens
+            speeds = {"tokens_per_second": speed, "mfu": share}
+            shown |= {"tok/s": f"{speed:,.0f}", "mfu": f"{share:.0%}"}
+        self.since, self.num_targets, self.num_tokens = now, 0, 0
         self.write(step, tokens, metrics | speeds)
         shown["memory"] = f"{peak_memory(self.accelerator.device) / 1e9:.2f} GB"
         self.bar.set_postfix(shown)
@@ -100,7 +105,7 @@ class Tracker:
 
     def log_evaluation(self, step: int, tokens: int, metrics: dict[str, float], watched: dict[str, float]) -> None:
         """Logs an evaluation and other metrics of the boundary; the time since the last step is no training."""
-        self.last = None
+        self.since, self.num_targets, self.num_tokens = None, 0, 0
         self.write(step, tokens, {**metrics, **watched})
         shown = "  ".join(f"{name.removeprefix('eval/')} {metrics[name]:.4f}" for name in metrics if "eval" in name)
         self.say(f"step {step}/{self.max_steps}  validation: {shown}")

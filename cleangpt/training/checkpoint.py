@@ -54,6 +54,7 @@ class Progress:
     # that boundary's work.
     boundary: int = -1
     skipped: int = 0  # steps in a row, up to this one, that were not finite
+    losses: list[float] = dataclasses.field(default_factory=list)  # of the steps since the last line of metrics
     logged: dict = dataclasses.field(default_factory=dict)  # the latest training metrics that were logged
 
     def update_best(self, metric: str, early_stopping: EarlyStopping) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, PartialState
 from accelerate.state import AcceleratorState
@@ -107,9 +108,23 @@ def together(function: Callable[..., Result], *args: object) -> Result:
     return result  # type: ignore[return-value]  # None without problems only if `function` returns it
 
 
-def any_process(accelerator: Accelerator, *wishes: bool) -> list[bool]:
-    """Whether any process has each of the wishes; the same answer on all of them."""
-    if accelerator.num_processes == 1:
-        return list(wishes)
-    counts = torch.tensor(wishes, dtype=torch.float32, device=accelerator.device)
-    return (accelerator.reduce(counts, "sum") > 0).tolist()
+class StopVote:
+    """Whether any process wants to stop: the same answer on all, a step late with several, so that no step waits.
+
+    Each call starts to add up the wishes of all processes, in host memory, and the next one reads the sum.
+    """
+
+    def __init__(self, num_processes: int) -> None:
+        self.group = torch.distributed.new_group(backend="gloo") if num_processes > 1 else None
+        self.wishes = np.zeros(1, np.int64)
+        self.counting: torch.distributed.Work | None = None
+
+    def __call__(self, wish: bool) -> bool:
+        """Casts this step's vote; every process calls it once a step."""
+        if self.group is None:
+            return wish
+        if self.counting is not None:
+            self.counting.wait()
+        stop, self.wishes = bool(self.wishes[0]), np.array([wish], np.int64)
+        self.counting = torch.distributed.all_reduce(torch.from_numpy(self.wishes), group=self.group, async_op=True)
+        return stop

@@ -12,8 +12,8 @@ of the checkpoint that `run_folder.py` finds.
 import errno
 import shlex
 from pathlib import Path
+from typing import NoReturn
 
-import torch
 from accelerate import PartialState
 
 from ..errors import Stopped, UserError
@@ -27,7 +27,7 @@ from .run import TrainingRun
 from .run_folder import hold_folder
 from .setup import build_run, find_run
 from .signals import StopSignals
-from .step import accumulate, seed_dropout, step_seed, update
+from .step import accumulate, read_figures, seed_dropout, step_seed, update
 
 
 def train(recipe: Recipe) -> Path:
@@ -74,29 +74,46 @@ def run_steps(run: TrainingRun, signals: StopSignals) -> Path:
         values = schedules.at(recipe.schedule, recipe.optimizer, step, run.max_steps)
         seed_dropout(step_seed(recipe.run.seed, step, accelerator.process_index), accelerator.device)
         loss = accumulate(accelerator, run.model, batch)  # exact over all targets, one synchronisation
-        before = copy_weights(run.model) if run.tracker.is_due(step) else None
-        # Rate and weight decay set, clipped, stepped, zeroed; skipped if loss or gradient are not finite.
-        grad_norm, skipped, stop = update(run, values, loss, signals.received)
+        is_due = run.tracker.is_due(step)
+        before = copy_weights(run.model) if is_due else None
+        run.unread.append(update(run, values, loss))  # clipped, stepped, zeroed; skipped if the gradient is not finite
         progress.step, progress.tokens = step, progress.tokens + batch.num_targets
-        progress.skipped = progress.skipped + (skipped == "not finite") if skipped else 0
-        ratio = update_ratio(before, run.model) if before else None
-        progress.logged = run.tracker.log_step(step, progress.tokens, loss, grad_norm, values, ratio) or progress.logged
-        if skipped:
-            report_skipped_update(run, skipped, loss, grad_norm)
+        run.tracker.count_step(batch.num_targets, batch.num_tokens)
+        stop = run.stop_vote(signals.received)
+        if is_due or stop or step % recipe.training.macro_batch == 0:
+            grad_norm = read_steps(run)  # only here does the loop wait for the device
+        if before is not None:
+            ratio, losses = update_ratio(before, run.model), progress.losses
+            progress.logged = run.tracker.log_step(step, progress.tokens, losses, grad_norm, values, ratio)
+            progress.losses = []
         if stop:
             save_and_stop(run)
 
 
-def report_skipped_update(run: TrainingRun, why: str, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
-    """Reports a skipped update, and ends the run with `Stopped` after too many in a row that were not finite."""
-    progress, recipe = run.progress, run.recipe
-    figures = f"loss {run.accelerator.reduce(loss, 'sum').item()}, gradient norm {float(grad_norm)}"
-    count = "overflow in fp16" if why == "overflow" else f"{progress.skipped} in a row"
-    run.tracker.say(f"step {progress.step}: {figures}; the update was skipped ({count})")
-    if why == "overflow" or progress.skipped <= recipe.training.max_skipped:
-        return
+def read_steps(run: TrainingRun) -> float:
+    """Reads the figures of the latest steps, reports skipped updates, and returns the last gradient's norm.
+
+    Ends the run with `Stopped` after too many gradients in a row that are not finite.
+    """
+    progress, latest = run.progress, read_figures(run.accelerator, run.unread)
+    run.unread.clear()
+    for step, figures in enumerate(latest, progress.step - len(latest) + 1):
+        progress.losses.append(figures.loss)
+        progress.skipped = progress.skipped + (not figures.overflow) if figures.skipped else 0
+        if figures.skipped:
+            count = "overflow in fp16" if figures.overflow else f"{progress.skipped} in a row"
+            text = f"loss {figures.loss}, gradient norm {figures.grad_norm}"
+            run.tracker.say(f"step {step}: {text}; the update was skipped ({count})")
+            if progress.skipped > run.recipe.training.max_skipped:
+                end_diverged(run, step, text)
+    return latest[-1].grad_norm
+
+
+def end_diverged(run: TrainingRun, step: int, figures: str) -> NoReturn:
+    """Ends a run that diverged at `step` with `Stopped`, which says how to branch from the last good checkpoint."""
+    recipe = run.recipe
     run.saver.wait()
-    samples = run.loader.indices(progress.step)
+    samples = run.loader.indices(step)
     shown = ", ".join(map(str, samples[:20])) + (f" and {len(samples) - 20} more" if len(samples) > 20 else "")
     way_out = "there is no checkpoint; try a lower optimizer.lr"
     if checkpoint := on_main(newest_checkpoint, recipe.folder):
@@ -105,7 +122,7 @@ def report_skipped_update(run: TrainingRun, why: str, loss: torch.Tensor, grad_n
         way_out = f"{checkpoint} is the last good checkpoint; to branch from it with a lower rate, add {options}"
     run.publisher.close(run.tracker.say, wait=False)
     run.tracker.close()
-    raise Stopped(1, f"diverged at step {progress.step}, samples {shown}: {figures}; {way_out}")
+    raise Stopped(1, f"diverged at step {step}, samples {shown}: {figures}; {way_out}")
 
 
 def save_and_stop(run: TrainingRun) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Muon
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
@@ -46,14 +46,34 @@ def set_hyperparameters(optimizers: Sequence[torch.optim.Optimizer], lr: float, 
                 group["weight_decay"] = weight_decay
 
 
-def apply_updates(optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Steps each optimizer and clears its gradients, below accelerate's wrapper, which would unscale them again."""
+def apply_updates(optimizers: Sequence[torch.optim.Optimizer], finite: Tensor) -> None:
+    """Steps each optimizer if `finite`, a bool on the device that nothing waits for, and clears its gradients.
+
+    It works below accelerate's wrapper, which would unscale the gradients again.
+    """
     for wrapped in optimizers:
         optimizer = getattr(wrapped, "optimizer", wrapped)
-        emulated = isinstance(optimizer, Muon) and not has_native_bf16(optimizer.param_groups[0]["params"][0].device)
-        with Float32Products() if emulated else contextlib.nullcontext():
+        if isinstance(optimizer, Muon):
+            step_muon(optimizer, finite)
+        else:
+            optimizer.found_inf = 1.0 - finite.float()  # type: ignore[union-attr]  # fused AdamW skips, as for a scaler
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def step_muon(optimizer: Muon, finite: Tensor) -> None:
+    """Steps if `finite`; since torch's Muon cannot skip, momentum is averaged with itself and weights are put back."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
+    for weight in weights:
+        momentum = optimizer.state[weight].get("momentum_buffer", torch.zeros_like(weight))
+        weight.grad = torch.where(finite, weight.grad, momentum)
+    before = [weight.clone() for weight in weights]
+    emulated = not has_native_bf16(weights[0].device)
+    with Float32Products() if emulated else contextlib.nullcontext():
+        optimizer.step()
+    for weight, old in zip(weights, before, strict=True):
+        weight.copy_(torch.where(finite, weight, old))
 
 
 class Float32Products(TorchFunctionMode):

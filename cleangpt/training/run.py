@@ -1,10 +1,10 @@
 """The parts of a training run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..data.loader import Loader
@@ -13,6 +13,7 @@ from ..recipe.keys import Recipe
 from ..reporting.hub import Publisher
 from ..reporting.tracking import Tracker
 from .checkpoint import Progress, Saver
+from .launch import StopVote
 
 
 @dataclass
@@ -29,5 +30,7 @@ class TrainingRun:
     tracker: Tracker
     saver: Saver
     publisher: Publisher
+    stop_vote: StopVote
     progress: Progress
     max_steps: int
+    unread: list[Tensor] = field(default_factory=list)  # `update`'s figures of the latest steps, on the device

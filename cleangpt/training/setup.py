@@ -22,7 +22,7 @@ from ..recipe.schedules import sequences_per_step, steps_for
 from ..reporting.hub import Publisher
 from ..reporting.tracking import Tracker
 from .checkpoint import Progress, Saver, load_optimizers, load_progress
-from .launch import on_main, start_accelerator, together
+from .launch import StopVote, on_main, start_accelerator, together
 from .optim import build_optimizers
 from .run import TrainingRun
 from .run_folder import Start, find_start, open_folder, settle
@@ -115,6 +115,7 @@ def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
         tracker=tracker,
         saver=Saver(accelerator),
         publisher=Publisher(recipe.repo_id, recipe.hub.private, recipe.folder, is_pushing),
+        stop_vote=StopVote(accelerator.num_processes),
         progress=progress,
         max_steps=training.max_steps or 0,
     )

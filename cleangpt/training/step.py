@@ -1,16 +1,19 @@
 """One optimizer step: reproducible randomness, a gradient that does not depend on how it is accumulated, one update."""
 
 import contextlib
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..data.loader import Batch
 from ..models.loss import sum_nats
 from ..recipe.schedules import Values
-from .launch import any_process
 from .optim import apply_updates, set_hyperparameters
 from .run import TrainingRun
 
@@ -27,7 +30,7 @@ def seed_dropout(seed: int, device: torch.device) -> None:
         torch.get_device_module(device).manual_seed(seed)
 
 
-def accumulate(accelerator: Accelerator, model: nn.Module, batch: Batch) -> torch.Tensor:
+def accumulate(accelerator: Accelerator, model: nn.Module, batch: Batch) -> Tensor:
     """Accumulates the gradient of the mean loss over all targets of a step, however they are split.
 
     Returns:
@@ -42,31 +45,48 @@ def accumulate(accelerator: Accelerator, model: nn.Module, batch: Batch) -> torc
     return total
 
 
-def update(run: TrainingRun, values: Values, loss: torch.Tensor, stop: bool) -> tuple[torch.Tensor, str, bool]:
-    """Updates the weights at this step's rate and weight decay, unless `loss` or gradient are not finite.
+def update(run: TrainingRun, values: Values, loss: Tensor) -> Tensor:
+    """Updates the weights at this step's rate and weight decay, unless the gradient is not finite.
 
-    Under a scaler, as fp16 needs one, a gradient that overflows is usual, and the scaler halves its scale. It counts as
-    not finite only once the scale has sunk to 1.
+    Nothing waits for the device, and nothing has to be agreed on: processes share the gradient's norm.
 
     Returns:
-        The gradient's norm before clipping; on all processes alike, why the update was skipped ("" if it was made,
-        "overflow" or "not finite"), and whether any process was asked to stop.
+        The step's figures on the device, float32 (4,): `loss`, the gradient's norm before clipping, and the scale of
+        gradients (which fp16 needs) before and after the step.
     """
     accelerator, scaler = run.accelerator, run.accelerator.scaler
     set_hyperparameters(run.optimizers, values.lr, values.weight_decay)
     # Unscales the gradients of all optimizers, once.
     max_norm = run.recipe.training.max_grad_norm or float("inf")
     grad_norm = accelerator.clip_grad_norm_(run.model.parameters(), max_norm)
-    bad_loss, bad_gradient = not torch.isfinite(loss), not torch.isfinite(grad_norm)
-    bad_loss, bad_gradient, stop = any_process(accelerator, bad_loss, bad_gradient, stop)
-    skipped = "not finite" if bad_loss or bad_gradient else ""
-    if bad_gradient and not bad_loss and scaler is not None and scaler.get_scale() > 1:
-        skipped = "overflow"
-    if skipped:
-        for optimizer in run.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-    else:
-        apply_updates(run.optimizers)
+    grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
+    apply_updates(run.optimizers, grad_norm.isfinite())
+    before = after = torch.ones_like(loss)
     if scaler is not None:
+        before = scaler.scale(before)
         scaler.update()  # once a step, also when the update is skipped: the next one unscales again
-    return grad_norm, skipped, stop
+        after = scaler.scale(after)
+    return torch.stack([loss, grad_norm, before, after])
+
+
+class Figures(NamedTuple):
+    """What happened in a step, the same on all processes."""
+
+    loss: float  # mean nats over all targets
+    grad_norm: float  # before clipping
+    overflow: bool  # whether the gradient was not finite only because of its scale, which fp16 then lowers
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the update was skipped."""
+        return not math.isfinite(self.grad_norm)
+
+
+def read_figures(accelerator: Accelerator, unread: Sequence[Tensor]) -> list[Figures]:
+    """What `update` returned in several steps, added up over processes; waits for the device."""
+    rows = torch.stack([*unread])  # (steps, 4)
+    losses = accelerator.reduce(rows[:, 0].contiguous(), "sum").tolist()
+    return [
+        Figures(loss, grad_norm, math.isfinite(loss) and before > 1 and after < before)
+        for loss, (_, grad_norm, before, after) in zip(losses, rows.tolist(), strict=True)
+    ]

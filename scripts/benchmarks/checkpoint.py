@@ -53,7 +53,7 @@ def some_steps(run) -> None:
     values = schedules.at(run.recipe.schedule, run.recipe.optimizer, 5000, run.max_steps)
     for step in range(1, STEPS + 1):
         loss = accumulate(run.accelerator, run.model, run.loader.batch(step))
-        update(run, values, loss, False)
+        update(run, values, loss)
 
 
 def seconds(work) -> float:

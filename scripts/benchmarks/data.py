@@ -135,7 +135,7 @@ def measure_share(rounds: int, folder: Path) -> Iterator[tuple[str, dict[str, li
 
         def step(run=run, batches=batches) -> None:
             loss = accumulate(run.accelerator, run.model, run.loader.batch(next(batches)))
-            update(run, schedules.Values(1e-3, 0.1, 1), loss, False)
+            update(run, schedules.Values(1e-3, 0.1, 1), loss)[0].item()
 
         def batch(run=run, batches=batches) -> None:
             run.loader.batch(next(batches))

@@ -78,6 +78,6 @@ def step_times(folder: Path, shape: dict[str, int], rounds: int) -> list[float]:
     for step in range(1, rounds + 2):
         started = time.perf_counter()
         loss = accumulate(accelerator, model, loader.batch(step))
-        update(run, schedules.Values(1e-3, 0.1, 1), loss, False)
+        update(run, schedules.Values(1e-3, 0.1, 1), loss)[0].item()
         times.append(1000 * (time.perf_counter() - started))
     return times[1:]

@@ -25,6 +25,7 @@ import cleangpt
 from cleangpt.data.arithmetic import OPERATORS, read_answer
 from cleangpt.data.tokenization import has_unknown, load_tokenizer
 from cleangpt.errors import exit_code
+from cleangpt.evaluation.writing import write
 from cleangpt.models.build import load_model
 from cleangpt.recipe.keys import ARITHMETIC, Data
 
@@ -53,7 +54,7 @@ def build_page(source: str):
     except ImportError as error:
         raise cleangpt.UserError(("gradio", 'is not installed: pip install -e ".[demo]"')) from error
     model, tokenizer = load_model(source, key="model").eval(), load_tokenizer(source, "model")
-    data, most = find_arithmetic(source), model.config.max_position_embeddings
+    data = find_arithmetic(source)
     with gradio.Blocks(title=source, analytics_enabled=False) as page:
         gradio.Markdown(f"# {source}\n{model.config.model_type}, {model.num_parameters():,} parameters")
         if data is not None:
@@ -65,7 +66,7 @@ def build_page(source: str):
             ask.click(lambda *numbers: solve(model, tokenizer, data, *numbers), [a, b], answer)
         prompt = gradio.Textbox("The " if data is None else write_problem(data, 1, 2), label="Prompt", lines=3)
         with gradio.Row():
-            length = gradio.Slider(1, most, value=min(200, most), step=1, label="Tokens", info="at most")
+            length = gradio.Slider(1, 1000, value=200, step=1, label="Tokens", info="at most")
             temperature = gradio.Slider(0, 2, value=0.8 if data is None else 0, step=0.05, label="Temperature")
             top_k = gradio.Slider(0, len(tokenizer), value=0, step=1, label="Top k", info="0: all")
             seed = gradio.Number(42, label="Seed", precision=0, minimum=0)
@@ -96,25 +97,19 @@ def continue_text(model, tokenizer, prompt: str, length: int, temperature: float
     """The prompt and what the model writes after it, again and again as it grows."""
     import gradio
 
-    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-    room = model.config.max_position_embeddings - ids["input_ids"].shape[1]
-    if not ids["input_ids"].numel():
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    if not ids.numel():
         raise gradio.Error("Type a prompt first.", print_exception=False)
-    if has_unknown(tokenizer, ids["input_ids"].numpy()):
+    if has_unknown(tokenizer, ids.numpy()):
         raise gradio.Error("The prompt has characters that the model has never seen.", print_exception=False)
-    if room < 1:
-        raise gradio.Error(
-            f"The prompt is too long: the model reads {room + ids['input_ids'].shape[1]} tokens.", print_exception=False
-        )
     sampling = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": int(top_k)}
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    options = {**ids, **sampling, "max_new_tokens": min(int(length), room), "max_length": None, "streamer": streamer}
 
     def generate():
         torch.manual_seed(int(seed))
-        model.generate(**options)
+        write(model, ids, int(length), streamer, **sampling)
 
     threading.Thread(target=generate, daemon=True).start()
     text = prompt

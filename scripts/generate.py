@@ -13,6 +13,7 @@ from transformers import TextStreamer
 from cleangpt import UserError
 from cleangpt.data.tokenization import has_unknown, load_tokenizer
 from cleangpt.errors import exit_code
+from cleangpt.evaluation.writing import write
 from cleangpt.models.build import load_model
 
 
@@ -68,29 +69,19 @@ def generate(arguments: argparse.Namespace) -> None:
     """Prints the continuations."""
     key, prompt = read_prompt(arguments)
     tokenizer = load_tokenizer(arguments.model, "model")
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-    length = inputs["input_ids"].shape[1]
-    if length == 0:
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    if not ids.numel():
         raise UserError((key, "expected some text"))
-    if has_unknown(tokenizer, inputs["input_ids"].numpy()):
+    if has_unknown(tokenizer, ids.numpy()):
         raise UserError((key, "has characters that the model's tokenizer lacks"))
     model = load_model(arguments.model).eval()
-    room = model.config.max_position_embeddings - length
-    if room < 1:
-        raise UserError((key, f"expected less than the model's {room + length} tokens, got {length}"))
     sampling = {"do_sample": False}
     if arguments.temperature > 0:
         sampling = {"do_sample": True, "temperature": arguments.temperature}
         sampling |= {"top_k": arguments.top_k, "top_p": arguments.top_p}
     torch.manual_seed(arguments.seed)
     for _ in range(arguments.num_samples):
-        model.generate(
-            **inputs,
-            **sampling,
-            max_new_tokens=min(arguments.max_new_tokens, room),
-            max_length=None,
-            streamer=TextStreamer(tokenizer, skip_special_tokens=True),
-        )
+        write(model, ids, arguments.max_new_tokens, TextStreamer(tokenizer, skip_special_tokens=True), **sampling)
 
 
 if __name__ == "__main__":

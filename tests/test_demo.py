@@ -46,7 +46,7 @@ def test_text_is_streamed_and_the_same_for_the_same_seed(speaker):
 
 
 @needs("gradio", extra="demo")
-@pytest.mark.parametrize("prompt", ["", "ü", "x" * 40])
+@pytest.mark.parametrize("prompt", ["", "ü"])
 def test_a_prompt_that_the_model_cannot_read_is_refused(speaker, prompt):
     import gradio
 

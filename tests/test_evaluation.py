@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from cleangpt import NanoGPTConfig, NanoGPTForCausalLM, load_recipe, train
 from cleangpt.data.prepare import PreparedData
-from cleangpt.evaluation.evaluate import continue_texts, evaluate, solve
+from cleangpt.evaluation.evaluate import evaluate
+from cleangpt.evaluation.writing import continue_texts, solve, write
 from cleangpt.training.setup import load_data
 
 
@@ -93,3 +94,36 @@ def test_samples_come_from_their_own_seed_and_disturb_no_other(tiny_text):
     one, other = (continue_texts(model, data.tokenizer, ["The"], 1, 10) for _ in range(2))
     assert one == other and one[0].startswith("The")
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_writing_goes_on_when_the_positions_are_full(tiny_text):
+    """Each window is the last half of the positions, and greedy text is what the model finds likeliest in it."""
+    _, data = load_data(load_recipe(tiny_text))
+    model, ids = model_for(data), torch.tensor([[3, 1, 4, 1, 5]])
+    model.generation_config.eos_token_id = None
+    written = write(model, ids, 100, do_sample=False)[0]
+    assert len(written) == 105
+    expected, window = ids, ids
+    while expected.shape[1] < 105:
+        window = window if window.shape[1] <= 32 else expected[:, -16:]
+        token = model(window, use_cache=False).logits[:, -1:].argmax(-1)
+        expected, window = torch.cat([expected, token], 1), torch.cat([window, token], 1)
+    assert torch.equal(written, expected[0])
+
+
+def test_writing_ends_at_the_end_token(tiny_text):
+    _, data = load_data(load_recipe(tiny_text))
+    model, ids = model_for(data), torch.tensor([[3, 1, 4, 1, 5]])
+    model.generation_config.eos_token_id = None
+    written = write(model, ids, 60, do_sample=False)[0].tolist()
+    model.generation_config.eos_token_id = written[40]
+    end = written.index(written[40], 5)
+    assert write(model, ids, 60, do_sample=False)[0].tolist() == written[: end + 1]
+
+
+def test_a_prompt_may_be_longer_than_the_positions(tiny_text):
+    _, data = load_data(load_recipe(tiny_text))
+    model = model_for(data)
+    prompt = "The quick brown fox jumps over the lazy dog. "
+    (text,) = continue_texts(model, data.tokenizer, [prompt], 1, 40)
+    assert text.startswith(prompt) and len(text) > len(prompt)

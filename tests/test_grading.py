@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cleangpt import load_recipe, train
-from cleangpt.evaluation.evaluate import solve
 from cleangpt.evaluation.grading import Grades, count_carries, count_digits, format_table, grade, write_report
+from cleangpt.evaluation.writing import solve
 from cleangpt.models.build import load_model
 from cleangpt.training.setup import load_data
 

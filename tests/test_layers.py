@@ -17,11 +17,11 @@ FLOORS = [
         "reporting": ["card", "hub", "tracking"],
     },
     {"models": ["nanogpt", "nanollama", "statistics", "loss", "build", "convert"]},
-    {"evaluation": ["metrics", "evaluate", "grading"]},
+    {"evaluation": ["metrics", "evaluate", "writing", "grading"]},
     {
         "training": [
             *("signals", "launch", "checkpoint", "run_folder", "optim"),
-            *("run", "step", "boundary", "setup", "loop"),
+            *("run", "seeds", "step", "boundary", "setup", "loop"),
         ]
     },
     {"top": ["plan"]},

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import statistics
 
 import pytest
 import torch
@@ -176,12 +177,52 @@ def test_evaluation_leaves_the_training_run_alone(tiny_text):
     assert_same_weights(weights(often.folder / "final"), weights(rarely.folder / "final"))
 
 
-def test_prompts_that_leave_no_room_are_told_before_anything_is_written(tiny_text, tmp_path):
-    with pytest.raises(UserError) as error:
-        train(load_recipe(tiny_text, [f"--evaluation.prompts=[The, {'x' * 16}, {'y' * 17}, ü]"]))
-    assert [key for key, _ in error.value.problems] == ["evaluation.prompts"] * 2
-    assert "expected less than the model's 16 tokens, got 16: 'xxxx" in str(error.value)
-    assert not (tmp_path / "outputs").exists()
+def test_without_an_evaluation_before_training_the_run_is_the_same(tiny_text):
+    train(usual := load_recipe(tiny_text, ["--run.name=usual"]))
+    train(late := load_recipe(tiny_text, ["--run.name=late", "--evaluation.at_start=false"]))
+    assert [line["step"] for line in read_metrics(late.folder) if "eval/loss" in line] == [3, 6]
+    assert_same_weights(weights(usual.folder / "final"), weights(late.folder / "final"))
+
+
+def test_a_trial_saves_nothing_but_its_final_model(tiny_text):
+    train(usual := load_recipe(tiny_text, ["--run.name=usual"]))
+    train(trial := load_recipe(tiny_text, ["--run.name=trial", "--checkpoint.save=false"]))
+    names = {path.name for path in trial.folder.iterdir()}
+    assert names == {"final", "metrics.jsonl", "recipe.yaml"}
+    assert_same_weights(weights(usual.folder / "final"), weights(trial.folder / "final"))
+
+
+def test_early_stopping_says_how_long_it_waits_and_what_was_best(tiny_text, capsys):
+    still = ["--training.macro_batch=1", "--training.early_stopping.patience=2"]
+    train(load_recipe(tiny_text, [*still, "--training.early_stopping.min_delta=100", "--training.max_steps=9"]))
+    out = capsys.readouterr().out
+    assert "no gain in eval/loss, 1 of 2 evaluations until the run stops" in out
+    assert "no gain in eval/loss, 2 of 2 evaluations until the run stops" in out
+    assert "stopped early at step 3: eval/loss gains no more, the best was" in out
+
+
+def test_a_run_says_what_it_trains_on_how_and_at_what_cost(tiny_text, tiny_adder, capsys):
+    train(load_recipe(tiny_text))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("tiny: nanogpt with ")
+    assert lines[1].startswith("data: text, ") and "tokens in train" in lines[1]
+    assert lines[2].startswith("schedule: 6 steps of 4 sequences, adamw at 0.001, cosine, weight decay 0.1")
+    assert lines[3].startswith("cost: 384 tokens, ") and "FLOPs" in lines[3]
+    train(load_recipe(tiny_adder, ["--run.name=adder"]))
+    assert "problems in train" in capsys.readouterr().out
+
+
+def test_several_seeds_are_runs_of_their_own_with_a_mean(tiny_text, tmp_path, capsys):
+    final = train(load_recipe(tiny_text, ["--run.seeds=[1,2]"]))
+    assert final == tmp_path / "outputs" / "tiny-seed2" / "final"
+    table = capsys.readouterr().out
+    train(load_recipe(tiny_text, ["--run.seed=1", "--run.name=one"]))
+    ends = [read_metrics(tmp_path / "outputs" / name)[-1]["eval/loss"] for name in ("tiny-seed1", "tiny-seed2", "one")]
+    assert ends[0] == ends[2] != ends[1]
+    (mean,) = [line for line in table.splitlines() if line.startswith("mean")]
+    assert f"{statistics.fmean(ends[:2]):.4f}" in mean
+    train(load_recipe(tiny_text, ["--run.seeds=[1,2]"]))
+    assert capsys.readouterr().out.count("is finished already") == 2
 
 
 def test_metrics_after_the_checkpoint_are_written_anew(tiny_text):

@@ -30,6 +30,11 @@ class PreparedData:
         """Hash of text, tokenizer and cut; None for arithmetic."""
         return self.folder.name if self.folder else None
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of tokens of text, or of problems, in each split."""
+        return {name: s.num_targets + 1 if isinstance(s, TextSplit) else len(s) for name, s in self.splits.items()}
+
 
 def prepare_data(recipe: Recipe) -> PreparedData:
     """Tokenizer and splits of a recipe with its `data.block_size`; a `UserError` for data unreadable or too short."""

@@ -18,8 +18,9 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.arithmetic import ArithmeticSplit, read_answer
-from .evaluate import evaluate_rows, solve
+from .evaluate import evaluate_rows
 from .metrics.arithmetic_exact_match.arithmetic_exact_match import score_answers
+from .writing import solve
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ class Run(Section):
     """Folder that holds the runs."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1), "a whole number from 0 to 2^63 - 1"] = 42
     """Seed of initial weights, sample order, dropout and the split of arithmetic problems."""
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1), "a list of whole numbers from 0"] | None = None
+    """Train once with each of these seeds, one run after another: `NAME-seed1`, `NAME-seed2`, ..."""
     overwrite: bool = False
     """Delete the run in this folder and start again."""
 
@@ -212,6 +214,8 @@ class Evaluation(Section):
 
     every: Count = 1
     """Macro-batches between two evaluations."""
+    at_start: bool = True
+    """Also evaluate before training."""
     batch_size: Count = 64
     """Sequences per forward pass of one process."""
     max_batches: Count | None = None
@@ -227,6 +231,8 @@ class Checkpoint(Section):
 
     every: Count = 1
     """Macro-batches between two checkpoints."""
+    save: bool = True
+    """Save checkpoints and the best model; without them, as for a trial, a run that stops starts again."""
     keep_last: Count = 1
     """Newest checkpoints to keep."""
     keep_best: Natural = 0
@@ -242,6 +248,14 @@ class Tracking(Section):
     """Trackers to write to."""
     project: Text = "cleangpt"
     """Name of the project there."""
+    group: Text | None = None
+    """Group of runs there, to be compared (`wandb`, `trackio`); with `run.seeds` the run's name."""
+    tags: tuple[Text, ...] = ()
+    """Tags of the run (`wandb`)."""
+    name: Text | None = None
+    """Name of the run there; by default `run.name`."""
+    histograms: bool = False
+    """Histograms of weights and gradients at boundaries (`wandb`, `tensorboard`)."""
     log_every: Count = 10
     """Steps between two lines of training metrics."""
 

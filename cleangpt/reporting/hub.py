@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_session, get_token
 from huggingface_hub.utils import disable_progress_bars
 
 from .card import published_card
@@ -117,7 +117,7 @@ class Publisher:
             if push is self.newest:  # neither superseded nor given up
                 try:
                     with disable_progress_bars():  # they would break the run's own
-                        push_folder(push.snapshot, self.repo_id, self.private, push.message)
+                        self.repo_id = push_folder(push.snapshot, self.repo_id, self.private, push.message)
                     push.error = ""
                 except ConnectionError as error:
                     push.error = str(error)
@@ -137,6 +137,8 @@ class Publisher:
         self.newest = None
         for snapshot in self.run_folder.glob(".push-*"):  # those of a killed run too
             shutil.rmtree(snapshot, ignore_errors=True)
-        if push.error:
+        if not push.error:
+            say(f"pushed to {constants.ENDPOINT}/{self.repo_id}: {push.message}")
+        else:
             say(f"not pushed to the Hub: {push.error}. To push it again:")
             say(f"  python scripts/push_to_hub.py {shlex.quote(str(push.folder))} {self.repo_id}")

@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from ..data.arithmetic import ArithmeticSplit
-from ..data.packing import TextSplit
-from ..evaluation.evaluate import MAX_GRADED, continue_texts, evaluate, final_samples
+from ..evaluation.evaluate import MAX_GRADED, evaluate
+from ..evaluation.writing import continue_texts, final_samples
 from ..files import write_folder
 from ..hardware import describe_hardware
 from ..models.statistics import weight_norms
@@ -20,12 +20,20 @@ def end_macro_batch(run: TrainingRun) -> None:
     recipe, progress, folder = run.recipe, run.progress, run.recipe.folder
     macro_batch, last = -(-progress.step // recipe.training.macro_batch), progress.step == run.max_steps
     is_evaluated = macro_batch % recipe.evaluation.every == 0 or last
+    if progress.step == 0:
+        is_evaluated = recipe.evaluation.at_start
     progress.metrics, progress.boundary = evaluate_validation(run) if is_evaluated else {}, progress.step
     if progress.step == 0:
         return
     better = is_evaluated and progress.update_best(recipe.checkpoint.metric, recipe.training.early_stopping)
+    patience, waited = recipe.training.early_stopping.patience, progress.evaluations_without_gain
+    if is_evaluated and patience is not None and waited:
+        run.tracker.say(
+            f"no gain in {recipe.checkpoint.metric}, {waited} of {patience} evaluations until the run stops"
+        )
     due = macro_batch % recipe.checkpoint.every == 0 or last or progress.stopped_early
-    save(run, folder / "best" if better else None, due)
+    if recipe.checkpoint.save:
+        save(run, folder / "best" if better else None, due)
     if recipe.hub.push and (better if recipe.hub.every is None else macro_batch % recipe.hub.every == 0):
         run.saver.submit(run.publisher.push, folder / "best", f"Best model, pushed at step {progress.step}")
 
@@ -72,7 +80,7 @@ def save(run: TrainingRun, folder: Path | None, checkpoint: bool, samples: tuple
 
 def make_report(run: TrainingRun, samples: tuple[str, ...] | None) -> Report:
     """What the card of a model of this run says."""
-    network, progress, splits = run.network, run.progress, run.data.splits
+    network, progress = run.network, run.progress
     native = {"nanogpt": "gpt2", "nanollama": "qwen3" if getattr(network.config, "use_qk_norm", False) else "llama"}
     return Report(
         recipe=run.recipe,
@@ -84,8 +92,8 @@ def make_report(run: TrainingRun, samples: tuple[str, ...] | None) -> Report:
         elapsed_s=progress.elapsed_s,
         stopped_early=progress.stopped_early,
         metrics=dict(progress.metrics),
-        split_sizes={n: s.num_targets + 1 if isinstance(s, TextSplit) else len(s) for n, s in splits.items()},
-        positions=splits["train"].sequence_length,
+        split_sizes=run.data.sizes,
+        positions=run.data.splits["train"].sequence_length,
         example=run.data.example,
         num_processes=run.accelerator.num_processes,
         hardware=describe_hardware(run.accelerator.device, run.accelerator.num_processes),
@@ -102,6 +110,9 @@ def finish(run: TrainingRun) -> Path:
         run.progress.metrics = run.progress.metrics | {f"test/{name}": value for name, value in figures.items()}
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
         say(f"test split, {num_rows:,} sequences: {shown}")
+    if (progress := run.progress).stopped_early:
+        best = f"the best was {progress.best:.4f} at step {progress.best_step}"
+        say(f"stopped early at step {progress.step}: {recipe.checkpoint.metric} gains no more, {best}")
     samples = final_samples(run.accelerator.unwrap_model(run.model), data, recipe)
     if isinstance(data.splits["validation"], ArithmeticSplit):
         order = ", last digit first" if recipe.data.reverse_answer else ""

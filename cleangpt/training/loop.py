@@ -25,21 +25,33 @@ from .checkpoint import newest_checkpoint
 from .launch import join_processes, on_main
 from .run import TrainingRun
 from .run_folder import hold_folder
+from .seeds import describe_spread, one_per_seed
 from .setup import build_run, find_run
 from .signals import StopSignals
 from .step import accumulate, read_figures, seed_dropout, step_seed, update
 
 
 def train(recipe: Recipe) -> Path:
-    """Trains the model of a recipe, resuming the run that its folder holds.
+    """Trains the model of a recipe, once or with each of its `run.seeds`, resuming the runs that their folders hold.
 
     Returns:
-        The path of `final`, a `from_pretrained` folder.
+        The path of `final`, a `from_pretrained` folder; of several runs the last one's.
 
     Raises:
         UserError: for a mistake in the recipe, data, checkpoint, output folder or number of processes; for a full disk.
         Stopped: after a signal, or if training diverged.
     """
+    if recipe.run.seeds is None:
+        return train_run(recipe)
+    runs = one_per_seed(recipe)
+    finals = [train_run(run) for run in runs]
+    if PartialState().is_main_process:
+        print(describe_spread([run.folder for run in runs]))
+    return finals[-1]
+
+
+def train_run(recipe: Recipe) -> Path:
+    """`train` for one run."""
     with StopSignals() as signals:
         join_processes()
         with hold_folder(recipe.folder):
@@ -127,9 +139,11 @@ def end_diverged(run: TrainingRun, step: int, figures: str) -> NoReturn:
 
 def save_and_stop(run: TrainingRun) -> None:
     """Saves a checkpoint and ends the run with `Stopped`."""
-    save(run, None, checkpoint=True)
+    is_saved = run.recipe.checkpoint.save
+    save(run, None, checkpoint=is_saved)
     run.saver.wait()
     run.accelerator.wait_for_everyone()
     run.publisher.close(run.tracker.say, wait=False)
     run.tracker.close()
-    raise Stopped(143, f"by a signal after step {run.progress.step}, saved; the same command resumes from there")
+    saved = "saved; the same command resumes from there" if is_saved else "not saved, as checkpoint.save is false"
+    raise Stopped(143, f"by a signal after step {run.progress.step}, {saved}")

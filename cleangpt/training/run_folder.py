@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 import platform
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -148,7 +149,9 @@ def refuse_changes(saved: Recipe, recipe: Recipe, parent: Path | None) -> None:
     found = differences(saved, recipe, (*FREE, "training.max_steps") if any_length else FREE)
     if any(key.startswith(("data.", "tokenizer.")) and key != "data.fingerprint" for key in found):
         found.pop("data.fingerprint", None)  # follows from them
-    way_out = "change it back, choose another run.name (training.resume=CHECKPOINT branches), or set run.overwrite"
+    name = f"--run.name={variant_name(recipe, {key: new for key, (_, new) in found.items()})}"
+    way_out = f"change it back, give the variant a name, {name} (training.resume=CHECKPOINT branches), or "
+    way_out += "set run.overwrite"
     problems = []
     for key, (old, new) in found.items():
         what = "the text, its tokenizer or its splits changed: " if key == "data.fingerprint" else ""
@@ -159,6 +162,12 @@ def refuse_changes(saved: Recipe, recipe: Recipe, parent: Path | None) -> None:
         problems.append(("training.resume", message))
     if problems:
         raise UserError(*problems)
+
+
+def variant_name(recipe: Recipe, changes: dict[str, Any]) -> str:
+    """A name for a run with `changes`: `adder-lr0.002`, from the first of them that is short."""
+    parts = [re.sub(r"[^\w.-]", "", f"{key.rsplit('.')[-1]}{value}") for key, value in changes.items()]
+    return f"{recipe.run.name}-{next((part for part in parts if len(part) < 30), 'variant')}"
 
 
 def differences(one: Recipe, other: Recipe, free: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:

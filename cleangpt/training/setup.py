@@ -5,11 +5,13 @@ recipe ──> find_start ──> resolve: lengths, precision, attention, data, 
 
 import copy
 
+import numpy as np
 from accelerate import Accelerator
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..data.arithmetic import ArithmeticSplit
 from ..data.loader import Loader, Share
 from ..data.prepare import PreparedData, prepare_data
 from ..data.tokenization import load_tokenizer
@@ -101,8 +103,10 @@ def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
         micro_batch_size=training.micro_batch_size,
         device=accelerator.device,
     )
+    sequences = sequences_per_step(recipe)
     tracker = Tracker(accelerator, recipe, progress.step, progress.elapsed_s, token_flops)
     tracker.say(describe(recipe, parameters, accelerator, progress.step))
+    tracker.say(describe_work(recipe, data, sequences, token_flops, tracker.peak_tokens))
     is_pushing = recipe.hub.push and accelerator.is_main_process
     return TrainingRun(
         recipe=recipe,
@@ -111,7 +115,7 @@ def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
         model=model.train(),
         network=network,
         optimizers=optimizers,
-        loader=Loader(split, sequences_per_step(recipe), recipe.run.seed, share),
+        loader=Loader(split, sequences, recipe.run.seed, share),
         tracker=tracker,
         saver=Saver(accelerator),
         publisher=Publisher(recipe.repo_id, recipe.hub.private, recipe.folder, is_pushing),
@@ -125,7 +129,7 @@ def load_start(recipe: Recipe, data: PreparedData, start: Start) -> tuple[PreTra
     """The model and what else the run knows at its start, new or from a checkpoint.
 
     A branch takes the checkpoint's weights and step, but its own recipe's configuration and data.
-    What does not fit, tokenizer, weights or prompts, is a UserError.
+    What does not fit, tokenizer or weights, is a UserError.
     """
     split, attention = data.splits["train"], recipe.model.get("attn_implementation")
     progress = load_progress(start.checkpoint) if start.checkpoint else Progress()
@@ -143,7 +147,6 @@ def load_start(recipe: Recipe, data: PreparedData, start: Start) -> tuple[PreTra
             progress.metric, progress.evaluations_without_gain, progress.skipped = None, 0, 0
     patience = recipe.training.early_stopping.patience  # which may have changed
     progress.stopped_early = patience is not None and progress.evaluations_without_gain >= patience
-    check_prompts(recipe.evaluation.prompts, data.tokenizer, model.config.max_position_embeddings)
     if recipe.training.compile:
         compile_blocks(model)
     return model, progress
@@ -171,13 +174,21 @@ def describe(recipe: Recipe, parameters: int, accelerator: Accelerator, step: in
     return "\n".join(lines)
 
 
-def check_prompts(prompts: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
-    """Refuses prompts as long as the model's positions, which leave no room for an answer."""
-    lengths = {prompt: len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts}
-    mistakes = [
-        ("evaluation.prompts", f"expected less than the model's {positions} tokens, got {length}: {prompt[:40]!r}")
-        for prompt, length in lengths.items()
-        if length >= positions
-    ]
-    if mistakes:
-        raise UserError(*mistakes)
+def describe_work(
+    recipe: Recipe, data: PreparedData, sequences: np.ndarray, token_flops: int, peak_tokens: float
+) -> str:
+    """Data, schedule and cost of a run that draws `sequences` (steps,), a line each."""
+    split, training, optimizer = data.splits["train"], recipe.training, recipe.optimizer
+    unit = "problems" if isinstance(split, ArithmeticSplit) else "tokens"
+    sizes = ", ".join(f"{size:,} {unit} in {name}" for name, size in data.sizes.items())
+    drawn = int(sequences.sum())
+    tokens = drawn * split.sequence_length
+    rate = f"{optimizer.name} at {optimizer.lr:g}, {recipe.schedule.lr.style}, weight decay {optimizer.weight_decay:g}"
+    cost = f"{tokens:,} tokens, {drawn / split.num_sequences:.2g} epochs, {tokens * token_flops:.1e} FLOPs"
+    return "\n".join(
+        [
+            f"data: {recipe.data.path}, {sizes}, {split.sequence_length} tokens in a sequence",
+            f"schedule: {len(sequences):,} steps of {training.batch_size:,} sequences, {rate}",
+            f"cost: {cost}, at least {tokens / peak_tokens:,.0f} s at this machine's peak",
+        ]
+    )

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from cleangpt.evaluation.evaluate import solve
 from cleangpt.evaluation.grading import grade
+from cleangpt.evaluation.writing import solve
 from cleangpt.models.build import load_model
 from cleangpt.recipe.reading import load_recipe
 from cleangpt.training.setup import load_data

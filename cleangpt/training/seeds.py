@@ -1,0 +1,31 @@
+"""One recipe with several seeds: its runs, and the mean and spread of what they reach."""
+
+import json
+from pathlib import Path
+
+import pandas
+
+from ..recipe.keys import Recipe
+
+
+def one_per_seed(recipe: Recipe) -> list[Recipe]:
+    """The recipe of each run, `NAME-seed1` say; one group in a tracker."""
+    name, group = recipe.run.name, recipe.tracking.group or recipe.run.name
+    return [
+        recipe.changed(run={"name": f"{name}-seed{seed}", "seed": seed, "seeds": None}, tracking={"group": group})
+        for seed in recipe.run.seeds or ()
+    ]
+
+
+def last_metrics(folder: Path) -> dict[str, float]:
+    """The latest evaluation in a run's `metrics.jsonl`."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    evaluations = [line for line in lines if "eval/loss" in line]
+    return {key: value for key, value in evaluations[-1].items() if key.startswith("eval/")}
+
+
+def describe_spread(folders: list[Path]) -> str:
+    """A table of the runs' last evaluations, and their mean and standard deviation (of a sample, n - 1)."""
+    table = pandas.DataFrame([last_metrics(folder) for folder in folders], [folder.name for folder in folders])
+    spread = pandas.DataFrame({"mean": table.mean(), "std": table.std()}).T
+    return pandas.concat([table, spread]).to_string(float_format="{:.4f}".format)

@@ -201,15 +201,14 @@ def test_early_stopping_says_how_long_it_waits_and_what_was_best(tiny_text, caps
     assert "stopped early at step 3: eval/loss gains no more, the best was" in out
 
 
-def test_a_run_says_what_it_trains_on_how_and_at_what_cost(tiny_text, tiny_adder, capsys):
-    train(load_recipe(tiny_text))
+@pytest.mark.parametrize(("data", "unit"), [("tiny_text", "tokens"), ("tiny_adder", "problems")])
+def test_a_run_says_what_it_trains_on_how_and_at_what_cost(request, data, unit, capsys):
+    train(load_recipe(request.getfixturevalue(data), ["--training.max_steps=6", "--training.batch_size=4"]))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("tiny: nanogpt with ")
-    assert lines[1].startswith("data: text, ") and "tokens in train" in lines[1]
+    assert lines[1].startswith("data: ") and f"{unit} in train" in lines[1]
     assert lines[2].startswith("schedule: 6 steps of 4 sequences, adamw at 0.001, cosine, weight decay 0.1")
-    assert lines[3].startswith("cost: 384 tokens, ") and "FLOPs" in lines[3]
-    train(load_recipe(tiny_adder, ["--run.name=adder"]))
-    assert "problems in train" in capsys.readouterr().out
+    assert lines[3].startswith(f"cost: {6 * 4 * (16 if unit == 'tokens' else 6)} tokens, ") and "FLOPs" in lines[3]
 
 
 def test_several_seeds_are_runs_of_their_own_with_a_mean(tiny_text, tmp_path, capsys):

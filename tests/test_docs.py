@@ -81,6 +81,17 @@ def test_tables_of_keys_name_keys_that_there_are(text_file):
             section = section[part]
 
 
+def test_the_tests_that_proof_names_exist():
+    named = re.findall(r"(test_\w+\.py)::(test_\w+)", (ROOT / "docs" / "proof.md").read_text())
+    assert len(named) > 50
+    missing = [f"{file}::{name}" for file, name in named if not defines(ROOT / "tests" / file, name)]
+    assert not missing
+
+
+def defines(file: Path, name: str) -> bool:
+    return file.exists() and re.search(rf"^def {name}\(", file.read_text(), re.MULTILINE) is not None
+
+
 @pytest.fixture
 def workshop(tmp_path, monkeypatch, text_file) -> Path:
     """A folder to run in that has the project's recipes and a text."""

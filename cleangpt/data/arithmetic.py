@@ -160,8 +160,8 @@ class _Group:
         for place in range(len(left) - 1, 0, -1):  # carries; the first digit's goes once around the circle
             b[:, place - 1] += b[:, place] // left[place]
         a, b = _decimal(a, left), _decimal(b % left, left)
-        first = np.where(swapped[:, None], b, a)
-        return first, np.where((swapped | alone)[:, None], np.where(alone[:, None], first, a), b)
+        one = np.where(swapped[:, None], b, a)
+        return one, np.where(alone[:, None], one, np.where(swapped[:, None], a, b))
 
 
 def _radices(length: int, exact: bool) -> list[int]:

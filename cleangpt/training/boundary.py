@@ -84,7 +84,7 @@ def make_report(run: TrainingRun, samples: tuple[str, ...] | None) -> Report:
         elapsed_s=progress.elapsed_s,
         stopped_early=progress.stopped_early,
         metrics=dict(progress.metrics),
-        split_sizes={n: s.num_targets + 1 if isinstance(s, TextSplit) else len(s) for n, s in splits.items()},
+        split_sizes={n: len(s.tokens) if isinstance(s, TextSplit) else len(s) for n, s in splits.items()},
         positions=splits["train"].sequence_length,
         example=run.data.example,
         num_processes=run.accelerator.num_processes,

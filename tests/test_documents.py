@@ -17,27 +17,30 @@ SHAPE = {
     **dict.fromkeys(("num_hidden_layers", "encoder_layers", "decoder_layers", "num_key_value_heads"), 2),
     **dict.fromkeys(("num_attention_heads", "decoder_attention_heads", "num_experts", "num_local_experts"), 4),
     **dict.fromkeys(("head_dim", "state_size"), 8),
-    **dict.fromkeys(("moe_intermediate_size",), 16),
+    "moe_intermediate_size": 16,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "num_experts_per_tok": 2,
 }
-OWN = {"mamba2": {"num_heads": 8, "n_groups": 1}, "qwen3_next": {"num_hidden_layers": 4}}  # every fourth has attention
-LEAK = ["bart", "biogpt", "bloom", "falcon", "mamba", "mamba2", "mpt", "openai-gpt", "opt", "qwen3_next", "rwkv"]
-LEAK += ["xglm"]
-    "opt",
+LINEAR = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
+OWN = {
+    "mamba2": {"num_heads": 8, "n_groups": 1, "chunk_size": 8},
+    "qwen3_next": {"num_hidden_layers": 4, **dict.fromkeys(LINEAR, 8)},  # every fourth layer has attention
+}
+LEAK = [
+    "bart",
+    "biogpt",
     "bloom",
     "falcon",
-    "mpt",
     "mamba",
     "mamba2",
-    "rwkv",
-    "qwen3_next",
-    "biogpt",
-    "xglm",
+    "mpt",
     "openai-gpt",
-    "bart",
+    "opt",
+    "qwen3_next",
+    "rwkv",
+    "xglm",
 ]
 APART = ["nanogpt", "nanollama", "gpt2", "gpt_neox", "llama", "mistral", "qwen3", "qwen3_moe", "gemma2", "phi"]
 

@@ -22,7 +22,6 @@ MODELS = {
     "qwen3": SHAPE,
     "qwen3_moe": SHAPE | EXPERTS | {"num_experts": 8},
     "mixtral": SHAPE | {"num_experts_per_tok": 2, "num_local_experts": 8},
-    "olmoe": SHAPE | {"num_experts_per_tok": 3, "num_experts": 8},
 }
 
 

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cleangpt.data.arithmetic import ArithmeticSplit, _Group, read_answer
@@ -44,6 +44,7 @@ def test_a_problem_as_text(options, expected):
     assert split.texts(np.array([find(split, 85, 50)]))[0] == expected
 
 
+@settings(deadline=None)
 @given(
     path=st.sampled_from(["addition", "multiplication"]),
     num_digits=st.integers(1, 30),
@@ -91,6 +92,7 @@ def test_mirrors_share_a_split(min_digits, seed):
         assert abs(len(rows[name]) - share * len(numbers) ** 2) <= 4
 
 
+@settings(deadline=None)
 @given(length=st.integers(1, 20), exact=st.booleans(), test=st.booleans(), place=st.integers(0, 2**62 - 1))
 def test_a_mirror_is_in_the_same_split_at_any_length(length, exact, test, place):
     """Mirrors are one couple, and a split has whole couples."""
@@ -102,6 +104,7 @@ def test_a_mirror_is_in_the_same_split_at_any_length(length, exact, test, place)
     assert len(one) == length and (not exact or length == 1 or (one[0] and two[0]))
 
 
+@settings(deadline=None)
 @given(left=st.integers(1, 20), right=st.integers(1, 20), exact=st.booleans(), place=st.integers(0, 2**62 - 1))
 def test_a_mirror_of_other_lengths_is_in_the_same_split(left, right, exact, place):
     group, mirrored = (_Group(*lengths, exact, {"train": 1.0}, "train") for lengths in ((left, right), (right, left)))
@@ -165,6 +168,7 @@ def test_targets_are_the_answer_and_its_end():
     assert known.sum() == split.count_targets(np.array([3]))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 6999), min_size=1, max_size=20))
 def test_rows_of_different_length_have_their_own_targets(indices):
     split = make_split(zero_pad=False)

@@ -83,28 +83,36 @@ def _arithmetic(recipe: str, overrides: Sequence[str] = (), split: str = "test",
 def text(
     recipe: str = "recipes/shakespeare_cpu.yaml", overrides: Sequence[str] = (), split: str = "validation", **_: object
 ) -> dict[str, Dataset]:
-    """Windows of a recipe's text: `first` and `rest`, and the number of `targets` and `bytes` in the rest."""
+    """Windows of a recipe's text, or the documents in them: `first`, `rest`, and `targets` and `bytes` in the rest."""
     data = load_data(load_recipe(recipe, list(overrides)))[1]
-    if data.folder is None:
+    measured = data.splits["validation"]
+    if data.folder is None or not isinstance(measured, TextSplit):
         raise UserError(("recipe", f"expected a recipe on text, got {recipe}"))
-    windows = TextSplit(data.folder, split, data.splits[split].sequence_length, "blocks")
+    windows = TextSplit(data.folder, split, measured.sequence_length, measured.packing)
     return {"test": Dataset.from_list(list(_windows(windows, data.tokenizer)))}
 
 
 def _windows(split: TextSplit, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, Any]]:
     """Windows as text, with a warning about those that lm-eval tokenizes to other tokens than training saw."""
-    changed = 0
+    changed = count = 0
     for index in range(len(split)):
         row = split[np.array([index])]
-        targets = row["targets"][0][row["targets"][0] != IGNORED]
-        ids = [int(row["input_ids"][0, 0]), *targets.tolist()]
-        first, rest = tokenizer.batch_decode([ids[:1], ids[1:]])
-        changed += tokenizer(first + rest, add_special_tokens=False)["input_ids"] != ids
-        num_bytes = split.num_bytes * len(targets) / split.num_targets
-        yield {"first": first, "rest": rest, "targets": len(targets), "bytes": num_bytes}
+        (inputs,), (targets,) = row["input_ids"], row["targets"]
+        seams = np.flatnonzero(targets == IGNORED)  # where documents meet, and after the end of the text
+        for begin, end in zip([0, *(seams + 1)], [*seams, len(targets)], strict=True):
+            if begin == end:
+                continue
+            ids, num_targets = [int(inputs[begin]), *targets[begin:end].tolist()], int(end - begin)
+            first, rest = tokenizer.batch_decode([ids[:1], ids[1:]])
+            changed, count = (
+                changed + (tokenizer(first + rest, add_special_tokens=False)["input_ids"] != ids),
+                count + 1,
+            )
+            num_bytes = split.num_bytes * num_targets / split.num_targets
+            yield {"first": first, "rest": rest, "targets": num_targets, "bytes": num_bytes}
     if changed:
         logging.getLogger("lm_eval").warning(
-            f"{changed} of {len(split)} windows are tokenized otherwise at their edges, so the figures differ slightly"
+            f"{changed} of {count} windows are tokenized otherwise at their edges, so the figures differ slightly"
         )
 
 

@@ -22,6 +22,7 @@ from cleangpt.errors import exit_code
 from cleangpt.evaluation.evaluate import MAX_GRADED, evaluate
 from cleangpt.evaluation.grading import Grades, format_table, grade, write_report
 from cleangpt.models.build import load_model
+from cleangpt.models.loss import check_documents
 from cleangpt.recipe.keys import ARITHMETIC
 from cleangpt.recipe.reading import load_recipe
 from cleangpt.training.launch import join_processes, start_accelerator
@@ -52,6 +53,8 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> None:
     model = load_model(arguments.model, recipe.model.get("attn_implementation"))
     check_tokenizer(arguments, model, data)
     check_positions(model, split)
+    if isinstance(split, TextSplit) and split.packing == "documents":
+        check_documents(model, split.sequence_length, min(recipe.evaluation.batch_size, 2))
     join_processes()
     accelerator = start_accelerator((), recipe.folder, "no")
     model = model.to(accelerator.device).eval()
@@ -83,13 +86,13 @@ def show(arguments: argparse.Namespace, figures: dict[str, float], data: str, gr
 
 
 def choose_split(arguments: argparse.Namespace, data: PreparedData) -> tuple[str, Split, int]:
-    """A split's name, the split (text cut end to end, even for training) and the number of rows to measure."""
+    """A split's name, the split (text cut as in validation, even for training) and the number of rows to measure."""
     name = arguments.split or ("test" if "test" in data.splits else "validation")
     if name not in data.splits:
         raise UserError(("--split", f"expected one of {', '.join(data.splits)}, got {name!r}"))
-    split, most = data.splits[name], MAX_GRADED
-    if data.folder is not None:
-        split = TextSplit(data.folder, name, split.sequence_length, "blocks")
+    split, measured, most = data.splits[name], data.splits["validation"], MAX_GRADED
+    if data.folder is not None and isinstance(measured, TextSplit):
+        split = TextSplit(data.folder, name, split.sequence_length, measured.packing)
         most = len(split)
     limit = min(len(split), most) if arguments.limit is None else arguments.limit
     if not 1 <= limit <= len(split):

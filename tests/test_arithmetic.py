@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cleangpt.data.arithmetic import ArithmeticSplit, _Group, read_answer
@@ -44,6 +44,7 @@ def test_a_problem_as_text(options, expected):
     assert split.texts(np.array([find(split, 85, 50)]))[0] == expected
 
 
+@settings(deadline=None)
 @given(
     path=st.sampled_from(["addition", "multiplication"]),
     num_digits=st.integers(1, 30),
@@ -74,12 +75,51 @@ def test_splits_are_disjoint_whole_and_exact():
     assert len(np.unique(codes)) == 1_000_000
 
 
+@pytest.mark.parametrize("seed", [1, 42])
+@pytest.mark.parametrize("min_digits", [None, 1, 2])
+def test_mirrors_share_a_split(min_digits, seed):
+    """Of all problems of two digits each is once in one split, with its mirror; both orders come equally often."""
+    rows = {}
+    for name in ("train", "validation", "test"):
+        split = make_split(name, seed, min_digits=min_digits)
+        a, b = (operand.tolist() for operand in split.operands(np.arange(len(split))))
+        rows[name] = Counter(zip(a, b, strict=True))
+        assert all(rows[name][b, a] == count for (a, b), count in rows[name].items())
+        assert 0.4 < np.mean(np.less(a, b)[: len(a) // 4]) < 0.6  # from the start
+    numbers = range(10 if min_digits == 2 else 0, 100)
+    assert sorted(itertools.chain(*rows.values())) == list(itertools.product(numbers, repeat=2))
+    for name, share in (("train", 0.7), ("validation", 0.15), ("test", 0.15)):
+        assert abs(len(rows[name]) - share * len(numbers) ** 2) <= 4
+
+
+@settings(deadline=None)
+@given(length=st.integers(1, 20), exact=st.booleans(), test=st.booleans(), place=st.integers(0, 2**62 - 1))
+def test_a_mirror_is_in_the_same_split_at_any_length(length, exact, test, place):
+    """Mirrors are one couple, and a split has whole couples."""
+    group = _Group(length, length, exact, {"train": 0.7, "test": 0.3}, "test" if test else "train")
+    couples = min(group.couples, 2**62)
+    places = np.array([place % couples, place % couples + couples])
+    (one, two), (other, another) = (operand.tolist() for operand in group.operands(places, 5))
+    assert (one, other) == (another, two) or (one, two) == (other, another)
+    assert len(one) == length and (not exact or length == 1 or (one[0] and two[0]))
+
+
+@settings(deadline=None)
+@given(left=st.integers(1, 20), right=st.integers(1, 20), exact=st.booleans(), place=st.integers(0, 2**62 - 1))
+def test_a_mirror_of_other_lengths_is_in_the_same_split(left, right, exact, place):
+    group, mirrored = (_Group(*lengths, exact, {"train": 1.0}, "train") for lengths in ((left, right), (right, left)))
+    couples = min(group.couples, 2**62)
+    (place, last) = (place % couples, couples - 1 - place % couples)
+    one, other = (one.operands(np.array([at]), 5) for one, at in ((group, place), (mirrored, last)))
+    assert left == right or all(np.array_equal(a, b) for a, b in zip(one, other[::-1], strict=True))
+
+
 def test_twelve_digits_are_cut_exactly_and_sampled():
     """10^24 pairs, more than 64 bits can count; the splits follow each other without a gap."""
     splits = [make_split(name, num_digits=12) for name in ("train", "validation", "test")]
     assert [split.num_problems for split in splits] == [7 * 10**23, 15 * 10**22, 15 * 10**22]
     (train,), (validation,), (test,) = (split.groups for split in splits)
-    assert train.start == 0 and validation.start == train.size and test.start == train.size + validation.size
+    assert train.start == 0 and validation.start == train.couples and test.start == train.couples + validation.couples
     seen = {pair for split in splits for pair in zip(*split.operands(np.arange(5000)), strict=True)}
     assert len(seen) == 15_000
     assert 0.45 < np.mean([a / 10**12 for a, _ in seen]) < 0.55
@@ -87,12 +127,12 @@ def test_twelve_digits_are_cut_exactly_and_sampled():
 
 def test_places_beyond_64_bits_are_added_digit_by_digit():
     group = _Group(12, 12, False, {"train": 0.7, "test": 0.3}, "test")
-    group.radices = [[10] * 12, [10] * 12]
-    places = np.array([0, 1, 999, 2**61])
-    with patch("cleangpt.data.arithmetic.permute_digits", lambda left, right, *_: (left, right)):
-        left, right = group.operands(places, 0)
-    numbers = [int("".join(map(str, row))) for row in np.concatenate([left, right], axis=1)]
-    assert numbers == [7 * 10**23 + int(place) for place in places]
+    places, drawn = np.array([0, 1, 999, 2**61]), []
+    with patch("cleangpt.data.arithmetic.permute_digits", lambda a, b, *_: drawn.append((a, b)) or (a, b)):
+        group.operands(places, 0)
+    ((left, right),) = drawn
+    numbers = [int("".join(map(str, row))) for row in np.stack([*left, *right], axis=1)]  # the 13th digit is below 5
+    assert [number - number // 10**12 * 5 * 10**11 for number in numbers] == [35 * 10**22 + int(p) for p in places]
 
 
 def test_pairs_of_lengths_are_equally_frequent_in_training():
@@ -128,6 +168,7 @@ def test_targets_are_the_answer_and_its_end():
     assert known.sum() == split.count_targets(np.array([3]))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 6999), min_size=1, max_size=20))
 def test_rows_of_different_length_have_their_own_targets(indices):
     split = make_split(zero_pad=False)

@@ -1,5 +1,6 @@
 """Evaluation: the loss is a sum written by hand, for any batch size; accuracy is what generation achieves."""
 
+import itertools
 import math
 
 import numpy as np
@@ -40,6 +41,31 @@ def test_loss_is_the_mean_over_all_targets(tiny_text, accelerator):
     assert metrics["perplexity"] == pytest.approx(math.exp(metrics["loss"]))
     text = data.tokenizer.decode(tokens)
     assert metrics["bits_per_byte"] == pytest.approx(total / math.log(2) / len(text.encode()), rel=1e-6)
+
+
+@pytest.mark.parametrize("packing", ["blocks", "documents"])
+def test_documents_are_measured_alone(tiny_text, stories_file, accelerator, packing):
+    """With `documents` the loss is that of each document alone, and bits per byte are over the same bytes of text."""
+    options = ["--data.path=json", f"--data.data_files={stories_file}", "--data.block_size=32"]
+    _, data = load_data(load_recipe(tiny_text, [*options, f"--data.packing={packing}"]))
+    model, split = model_for(data), data.splits["validation"]
+    total = count = 0
+    for start in range(0, len(split.tokens) - 1, 32):
+        window = torch.from_numpy(split.tokens[start : start + 33].astype(np.int64))
+        ends = (
+            (window[:-1] == data.tokenizer.eos_token_id).nonzero().flatten().tolist() if packing == "documents" else []
+        )
+        for begin, end in itertools.pairwise([0, *(place + 1 for place in ends), len(window)]):
+            document = window[begin:end]
+            if len(document) > 1:
+                logits = model(document[None, :-1]).logits[0]
+                total += F.cross_entropy(logits, document[1:], reduction="sum").item()
+                count += len(document) - 1
+    metrics = evaluate(accelerator, model, split, batch_size=3)
+    assert count == split.num_targets
+    assert metrics["loss"] == pytest.approx(total / count, rel=1e-5)
+    text = data.tokenizer.decode(split.tokens, skip_special_tokens=True)
+    assert metrics["bits_per_byte"] == pytest.approx(total / math.log(2) / len(text.encode()), rel=1e-5)
 
 
 def test_the_batch_size_changes_nothing(tiny_text, accelerator):

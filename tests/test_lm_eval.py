@@ -46,11 +46,13 @@ def test_accuracy(tiny_adder, path, options):
     assert theirs["exact_match"] == pytest.approx(ours["accuracy"], abs=5e-5)
 
 
-@pytest.mark.parametrize("kind", ["char", "bpe", "documents"])
+@pytest.mark.parametrize("kind", ["char", "bpe", "documents", "packed"])
 def test_text(tiny_text, stories_file, kind):
     options = [] if kind == "char" else ["--tokenizer.train.kind=bpe", "--tokenizer.train.vocab_size=300"]
-    if kind == "documents":
-        options += ["--data.path=json", f"--data.data_files={stories_file}"]
+    if kind in ("documents", "packed"):
+        options += ["--data.path=json", f"--data.data_files={stories_file}", "--data.block_size=64"]
+    if kind == "packed":
+        options += ["--data.packing=documents"]
     final = train(load_recipe(tiny_text, [*options, "--training.max_steps=30", "--optimizer.lr=0.01"]))
     _, data = load_data(load_recipe(tiny_text, options))
     ours = evaluate(Accelerator(cpu=True), load_model(final), data.splits["validation"], 10)

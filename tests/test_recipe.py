@@ -153,6 +153,10 @@ def test_an_unquoted_no_is_a_precision(tiny_adder):
     assert load_recipe(tiny_adder, ["--training.mixed_precision=no"]).training.mixed_precision == "no"
 
 
+def test_arithmetic_has_no_bytes(tiny_adder):
+    assert "no bytes" in problems(tiny_adder, "--checkpoint.metric=eval/bits_per_byte")["checkpoint.metric"]
+
+
 @pytest.mark.parametrize(
     "content", ["", "- 1", "data: [", "\x00", "data: !!python/object/apply:os.system [ls]", "a: 1\na: 2"]
 )

@@ -111,13 +111,14 @@ def test_in_blocks_every_token_but_the_first_is_a_target_once(tmp_path_factory, 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8), block_size=st.integers(1, 12))
 def test_packed_documents_restart_and_lose_no_target_but_seams(tmp_path_factory, lengths, block_size):
     document = np.repeat(np.arange(len(lengths)), lengths)
-    if len(document) < 2:
+    if max(lengths) < 2:
         return
     starts = np.cumsum([0, *lengths[:-1]]).tolist()
     tokens = list(range(len(document)))
     split = split_of(tokens, starts, block_size, "documents", tmp_path_factory.mktemp("split"))
     batch = split[np.arange(len(split))]
     targets = batch["targets"][batch["targets"] != IGNORED]
+    assert len(targets) == split.num_targets == split.count_targets(np.arange(len(split)))
     assert sorted(targets.tolist()) == [t for t in tokens[1:] if document[t] == document[t - 1]]
     for inputs, positions in zip(batch["input_ids"], batch["position_ids"], strict=True):
         for place, (token, position) in enumerate(zip(inputs, positions, strict=True)):
@@ -255,6 +256,18 @@ def test_packed_documents_see_no_other(stories):
                 alone = torch.cat([model(ids[:, i:j]).logits[0] for i, j in itertools.pairwise(starts)])
             assert len(starts) > 2
             assert (packed - alone).abs().max() < 1e-5
+
+
+def test_documents_are_kept_apart_in_validation_too(stories):
+    packings = {name: prepare(stories, f"--data.packing={name}").splits for name in ("windows", "blocks", "documents")}
+    assert {name: splits["validation"].packing for name, splits in packings.items()} == {
+        **dict.fromkeys(("windows", "blocks"), "blocks"),
+        "documents": "documents",
+    }
+
+
+def test_one_text_is_no_documents(tiny_text):
+    assert "one document" in problems_of(tiny_text, "--data.packing=documents")["data.packing"]
 
 
 def test_a_table_without_text_is_refused(stories, tmp_path):

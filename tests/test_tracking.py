@@ -5,12 +5,16 @@ import struct
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import wandb
 from conftest import needs, raising, read_metrics
 from wandb.proto.wandb_internal_pb2 import Record
 
 from cleangpt import UserError, load_recipe, train
+from cleangpt.models.build import load_model
+from cleangpt.models.statistics import flops_per_token
+from cleangpt.training.setup import load_data
 
 PROMPT = ['--evaluation.prompts=["The "]']
 
@@ -141,3 +145,26 @@ def test_a_hub_out_of_reach_does_not_end_a_run(tiny_adder, capsys):
     assert (final / "model.safetensors").exists()
     assert read_metrics(recipe.folder)[-1]["step"] == 4
     assert f"push_to_hub.py {final} me/tiny" in capsys.readouterr().out
+
+
+def test_mfu_counts_every_token_and_speed_the_targets(tiny_adder, monkeypatch):
+    monkeypatch.setattr("cleangpt.reporting.tracking.peak_flops", lambda *_: 1e12)
+    recipe = load_recipe(tiny_adder)
+    model, (_, data) = load_model(train(recipe)), load_data(recipe)
+    split = data.splits["train"]
+    per_target = flops_per_token(model) * split.sequence_length / split.count_targets(np.arange(1))
+    lines = [line for line in read_metrics(recipe.folder) if "mfu" in line]
+    assert lines
+    for line in lines:
+        assert line["mfu"] == pytest.approx(line["tokens_per_second"] * per_target / 1e12)
+
+
+def test_the_loss_is_the_mean_since_the_last_line(tiny_text):
+    losses = {}
+    for every in (1, 3):
+        recipe = load_recipe(tiny_text, [f"--tracking.log_every={every}", f"--run.name=every{every}"])
+        train(recipe)
+        losses[every] = {m["step"]: m["train/loss"] for m in read_metrics(recipe.folder) if "train/loss" in m}
+    each = losses[1]
+    expected = {1: each[1], 3: (each[2] + each[3]) / 2, 6: (each[4] + each[5] + each[6]) / 3}
+    assert losses[3] == pytest.approx(expected, rel=1e-6)

@@ -1,7 +1,7 @@
 """Addition and multiplication problems, computed batch by batch: there is no table of them.
 
-    place 0 .. 10^(2n) - 1 ──> permutation ──> digits of a, b ──> "085+050=5310<|endoftext|>" ──> inputs and targets
-    cut into splits            of all pairs                              ~~~~~~~~~~~~~~~~~~ targets: answer and end
+    couple 0 .. 10^(2n) / 2 - 1 ──> permutation ──> digits of a, b ──> "085+050=5310<|endoftext|>" ──> inputs, targets
+    cut into splits                 of all couples  of a+b or b+a                ~~~~~~~~~~~~~~~~~~ targets: answer, end
 
 The answer's last digit comes first, in the order in which carries are known: 085 + 050 = 0135 is written 5310.
 In arrays, numbers of any length are rows of digits, int64 (problems, digits), the most significant first.
@@ -24,7 +24,7 @@ MOST_ROWS = 2**62  # that int64 indices can number; of 10^24 problems only as ma
 
 
 class ArithmeticSplit:
-    """A split (see `Split`) of all ordered pairs of operands.
+    """A split (see `Split`) of all ordered pairs of operands; a+b and b+a are always in the same one.
 
     Operands are all numbers of up to `num_digits` digits, one row per pair. With `min_digits` each pair of lengths is a
     group with splits of its own. Train draws equally often from all groups, so that problems of small groups have
@@ -115,19 +115,32 @@ class ArithmeticSplit:
 
 
 class _Group:
-    """All pairs of operands of two lengths, permuted, and the range of them that is in a split.
+    """All problems of two lengths as couples of mirrors, a+b and b+a, permuted, and the range of these in a split.
 
-    `exact` numbers have no leading zero (those of one digit are 0 to 9); others have up to that many digits.
+    `exact` numbers have no leading zero (those of one digit are 0 to 9); others have up to that many digits. Two of one
+    length are places on a circle of N, and a and the distance from a to b number its N * N/2 couples of two problems:
+
+        distance 1 to N/2 - 1             a+b and b+a
+        distance 0, a in the first half   a+b and b+a, where b is opposite of a
+        distance 0, a in the second half  a+a and b+b, where b is opposite of a: each is its own mirror
+
+    Between two lengths a and b number the couples, and the group has one problem of each; the mirrored group the other.
     """
 
     def __init__(self, left: int, right: int, exact: bool, fractions: dict[str, float], name: str) -> None:
-        self.radices = [([9] if exact and length > 1 else [10]) + [10] * (length - 1) for length in (left, right)]
+        self.square, self.mirrored = left == right, left > right
+        short, long = (_radices(length, exact) for length in sorted((left, right)))
+        self.radices = short, [long[0] // 2, *long[1:]] if self.square else long
         self.start, stop = cut_points(math.prod(self.radices[0] + self.radices[1]), fractions)[name]
-        self.size = stop - self.start
+        self.couples = stop - self.start
+        self.size = self.couples * (1 + self.square)
 
     def operands(self, places: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """The digits of both operands of the problems at `places` (n,) of the split."""
-        left, right = self.radices
+        """The digits of both operands of the problems at `places` (n,); a couple's second is half the group away."""
+        (left, right), couples = self.radices, min(self.couples, MOST_ROWS)
+        second, places = np.divmod(places, couples)  # the first or the second problem of a couple
+        swapped = (second + places) % 2 == 1
+        places = couples - 1 - places if self.mirrored else places
         start, rest, carry = self.start, places.astype(np.uint64), np.zeros(len(places), np.uint64)
         digits: list[np.ndarray] = []
         for radix in reversed(left + right):  # start + places, digit by digit: the sum may exceed 64 bits
@@ -135,9 +148,32 @@ class _Group:
             rest, second = np.divmod(rest, np.uint64(radix))
             carry, digit = np.divmod(np.uint64(first) + second + carry, np.uint64(radix))
             digits.insert(0, digit)
-        a, b = permute_digits(digits[: len(left)], digits[len(left) :], left, right, seed)
-        lowest_a, lowest_b = np.equal(left, 9), np.equal(right, 9)
-        return np.stack(a, axis=1).astype(np.int64) + lowest_a, np.stack(b, axis=1).astype(np.int64) + lowest_b
+        halves = permute_digits(digits[: len(left)], digits[len(left) :], left, right, seed)
+        a, b = (np.stack(half, axis=1).astype(np.int64) for half in halves)
+        if not self.square:
+            a, b = _decimal(a, left), _decimal(b, right)
+            return (b, a) if self.mirrored else (a, b)
+        opposite = ~b.any(axis=1)  # b holds the distance yet
+        alone = opposite & (a[:, 0] >= right[0])
+        b[:, 0] += opposite * right[0]
+        b += a
+        for place in range(len(left) - 1, 0, -1):  # carries; the first digit's goes once around the circle
+            b[:, place - 1] += b[:, place] // left[place]
+        a, b = _decimal(a, left), _decimal(b % left, left)
+        one = np.where(swapped[:, None], b, a)
+        return one, np.where(alone[:, None], one, np.where(swapped[:, None], a, b))
+
+
+def _radices(length: int, exact: bool) -> list[int]:
+    """The radices of numbers of that many digits; the first two digits of an `exact` number are one, from 10 to 99."""
+    return [90] + [10] * (length - 2) if exact and length > 1 else [10] * length
+
+
+def _decimal(digits: np.ndarray, radices: list[int]) -> np.ndarray:
+    """The decimal digits of numbers in such radices, (n, length)."""
+    if radices[0] != 90:
+        return digits
+    return np.concatenate([digits[:, :1] // 10 + 1, digits[:, :1] % 10, digits[:, 1:]], axis=1)
 
 
 def _compute(a: np.ndarray, b: np.ndarray, path: str) -> np.ndarray:

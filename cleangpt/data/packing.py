@@ -71,9 +71,10 @@ class TextSplit:
         self.tokens, self.mapped = read_column(folder / f"{name}.arrow", "input_ids")
         self.starts = read_column(folder / f"{name}.documents.arrow", "start")[0] if packing == "documents" else None
         self.num_bytes = summarize(folder)[name]["bytes"]  # of UTF-8 text
-        self.num_targets = len(self.tokens) - 1  # in one pass over the split
+        seams = 0 if self.starts is None else len(self.starts) - 1
+        self.num_targets = len(self.tokens) - 1 - seams  # in one pass over the split
         self.sequence_length, self.packing = block_size, packing
-        self.num_sequences = -(-self.num_targets // block_size)
+        self.num_sequences = -(-(len(self.tokens) - 1) // block_size)
         self.read = 0  # bytes mapped since the last release
         if self.num_targets < 1:
             raise UserError(("data.split", f"expected at least 2 tokens in the {name} split, got {len(self.tokens)}"))
@@ -88,7 +89,7 @@ class TextSplit:
     def count_targets(self, indices: np.ndarray) -> int:
         """The number of targets in the rows at `indices` (n,), without reading a token."""
         first = self._first(indices)
-        last = np.minimum(first + self.sequence_length, self.num_targets)  # the place of the last target
+        last = np.minimum(first + self.sequence_length, len(self.tokens) - 1)  # the place of the last target
         starts = np.empty(0, np.int64) if self.starts is None else self.starts
         seams = np.searchsorted(starts, last, "right") - np.searchsorted(starts, first, "right")
         return int((last - first - seams).sum())

@@ -33,7 +33,7 @@ class PreparedData:
     @property
     def sizes(self) -> dict[str, int]:
         """The number of tokens of text, or of problems, in each split."""
-        return {name: s.num_targets + 1 if isinstance(s, TextSplit) else len(s) for name, s in self.splits.items()}
+        return {name: len(s.tokens) if isinstance(s, TextSplit) else len(s) for name, s in self.splits.items()}
 
 
 def prepare_data(recipe: Recipe) -> PreparedData:
@@ -53,7 +53,12 @@ def prepare_data(recipe: Recipe) -> PreparedData:
         tokenizer = load_tokenizer(recipe.tokenizer.path)
         parts = {"backend": tokenizer.backend_tokenizer.to_str(), "special": tokenizer.special_tokens_map}
         folder = build_text(data, lambda texts: tokenizer, fingerprint(parts))
-    packings = {name: data.packing if name == "train" else "blocks" for name in summarize(folder)}
+    summary = summarize(folder)
+    if data.packing == "documents" and summary["train"]["documents"] == 1:
+        message = "expected rows of a table, or text with end tokens between documents: these files are one document"
+        raise UserError(("data.packing", message))
+    measured = "documents" if data.packing == "documents" else "blocks"
+    packings = {name: data.packing if name == "train" else measured for name in summary}
     splits = {name: TextSplit(folder, name, block_size, packing) for name, packing in packings.items()}
     length = len(splits["train"].tokens)
     if length <= block_size:

@@ -9,12 +9,16 @@ def flops_per_token(model: PreTrainedModel) -> int:
     """Floating-point operations of training on one token, forward and backward, in sequences of full length.
 
     6 per weight in a matrix product, 12 x layers x width x context for attention, causal or not; none for recomputation
-    (PaLM, arXiv 2204.02311, appendix B).
+    (PaLM, arXiv 2204.02311, appendix B). Of a mixture's experts those count that a token goes through.
     """
     config = model.config
     products = model.num_parameters(exclude_embeddings=True)
     if config.tie_word_embeddings:
         products += config.vocab_size * config.hidden_size  # the head, an embedding by name
+    names = [name for name in ("num_local_experts", "num_experts", "n_routed_experts") if getattr(config, name, None)]
+    if names and getattr(config, "num_experts_per_tok", None):
+        experts = sum(weight.numel() for name, weight in model.named_parameters() if ".experts." in name)
+        products -= experts - experts * config.num_experts_per_tok // getattr(config, names[0])
     attention = 12 * config.num_hidden_layers * config.hidden_size * config.max_position_embeddings
     return 6 * products + attention
 

@@ -18,6 +18,7 @@ from ..data.tokenization import load_tokenizer
 from ..errors import UserError
 from ..hardware import choose_precision, default_device
 from ..models.build import block_size, build_model, choose_attention, config_for, load_config, load_model
+from ..models.loss import check_documents
 from ..models.statistics import flops_per_token
 from ..recipe.keys import ReadOnly, Recipe
 from ..recipe.schedules import sequences_per_step, steps_for
@@ -147,6 +148,9 @@ def load_start(recipe: Recipe, data: PreparedData, start: Start) -> tuple[PreTra
             progress.metric, progress.evaluations_without_gain, progress.skipped = None, 0, 0
     patience = recipe.training.early_stopping.patience  # which may have changed
     progress.stopped_early = patience is not None and progress.evaluations_without_gain >= patience
+    if recipe.data.packing == "documents":
+        alone = recipe.training.micro_batch_size == recipe.evaluation.batch_size == 1
+        check_documents(model, split.sequence_length, 1 if alone else 2)
     if recipe.training.compile:
         compile_blocks(model)
     return model, progress

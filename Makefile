@@ -1,5 +1,6 @@
 # make train    install, train recipes/adder.yaml, show what it learned   (RECIPE=... ARGS="--section.key=value")
-# make test     install, run every test
+# make test     install, run every test but those of the extras
+# make extras   install other clients, trackers and the demo's page, run the tests of them
 # make quality  check style and types
 # make style    fix style
 # make soak     run the long proofs
@@ -9,18 +10,26 @@ RECIPE ?= recipes/adder.yaml
 ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 TRANSFORMERS := transformers-$(shell sed -n 's/^transformers==//p' constraints.txt)
 
-.PHONY: train test soak quality style install
+.PHONY: train test extras soak quality style install
 
 train: $(INSTALLED)
 	$(BIN)/python train.py $(RECIPE) $(ARGS)
 
 test: $(INSTALLED) .venv/$(TRANSFORMERS)
-	$(BIN)/python -m pytest -m "not soak"
+	$(BIN)/python -m pytest -m "not soak and not extras"
+
+extras: .venv/extras
+	$(BIN)/python -m pytest -m "extras and not soak"
 
 soak: $(INSTALLED) .venv/$(TRANSFORMERS)
 	$(BIN)/python -m pytest -m soak
+
+.venv/extras: $(INSTALLED)
+	$(INSTALL) ".[clients,trackers,demo]"
+	@touch $@
 
 # transformers' own model tests come with its source distribution, not with its wheel.
 .venv/$(TRANSFORMERS): $(INSTALLED)
@@ -44,5 +53,5 @@ $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: PYTHON: expected Python 3.11 or newer, got $$($(PYTHON) --version 2>&1); try make PYTHON=python3.11"; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(INSTALL) ".[dev]"
 	@touch $@

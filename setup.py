@@ -30,6 +30,7 @@ setup(
         "pyarrow>=21",
         "xxhash>=3",
         "filelock>=3",
+        "psutil>=6",
         "pydantic>=2.14,<3",
         "omegaconf>=2.3,<3",
         "pyyaml>=6",

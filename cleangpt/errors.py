@@ -19,7 +19,10 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """A run that ended early by no mistake of the user's: commands exit with 143 after a signal, 1 if it diverged."""
+    """A run that ended early by no mistake of the user's.
+
+    Commands exit with its `code`: 143 after a signal, 130 after Ctrl-C, 1 if the run diverged.
+    """
 
     def __init__(self, code: int, message: str):
         self.code = code

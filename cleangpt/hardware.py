@@ -1,21 +1,80 @@
-"""What the machine can do: precision, speed, memory."""
+"""What the machine can do: precision, speed, memory, cores."""
 
+import contextlib
 import functools
+import math
+import os
 import platform
 import re
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import torch
+from accelerate.utils import parse_flag_from_env
 
 from .errors import UserError
 
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by torchrun and accelerate launch
+
 
 def default_device() -> torch.device:
-    """The accelerator, or the CPU if there is none."""
+    """The accelerator, or the CPU if there is none or `use_cpu` of accelerate's configuration asks for it."""
+    if parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return torch.device("cpu")
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def count_threads(local_processes: int) -> int:
+    """The threads of one of `local_processes` processes on this machine: the user's `OMP_NUM_THREADS`, or its cores.
+
+    torchrun and accelerate launch give their processes an `OMP_NUM_THREADS` where the user gave none, so what counts
+    under a launcher is the environment that the launcher was started with. The cores are those that affinity and cgroup
+    quotas leave to this process, divided among `local_processes`.
+    """
+    given: Mapping[str, str] = os.environ
+    if any(name in given for name in LAUNCHERS):
+        given = {}
+        with contextlib.suppress(psutil.Error):  # a launcher that cannot be asked
+            environments = (parent.environ() for parent in psutil.Process().parents())
+            given = next((each for each in environments if not any(name in each for name in LAUNCHERS)), {})
+    if match := re.match(r"\s*([1-9]\d*)", given.get("OMP_NUM_THREADS", "")):  # "4,2" is for nested regions
+        return int(match[1])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    groups = Path("/proc/self/cgroup")
+    quota = cpu_quota(groups.read_text() if groups.exists() else "", Path("/sys/fs/cgroup"))
+    return max(1, int(min(cores, quota)) // local_processes)
+
+
+def cpu_quota(groups: str, root: Path) -> float:
+    """CPUs that the cgroups in `groups`, as in /proc/self/cgroup, and those above them grant; infinite if they do not.
+
+    `root` is where cgroups are mounted: version 2 at its top, of version 1 one folder for each controller.
+    """
+    quotas = [math.inf]
+    for line in groups.splitlines():
+        _, controllers, path = line.split(":", 2)
+        mount = root / controllers
+        for folder in (mount / path.lstrip("/"), *(mount / path.lstrip("/")).parents):
+            with contextlib.suppress(OSError, ValueError):  # no such file here, or "max"
+                if controllers:
+                    quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+                else:
+                    quota, period = map(int, (folder / "cpu.max").read_text().split())
+                quotas += [quota / period] if quota > 0 else []  # -1: no limit
+            if folder == mount:
+                break
+    return min(quotas)
+
+
+def seed_device(seed: int, device: torch.device) -> None:
+    """`torch.manual_seed` for the CPU and `device` only: looking for every other kind takes half a millisecond."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def has_native_bf16(device: torch.device) -> bool:
@@ -28,22 +87,29 @@ def has_native_bf16(device: torch.device) -> bool:
 def peak_flops(device: torch.device, dtype: torch.dtype, num_threads: int) -> float:
     """Floating-point operations per second of a square matrix product, cached by device, type and number of threads.
 
-    Products grow until one takes 20 ms, so that a type the hardware only emulates does not delay the run.
+    Products grow until one takes 20 ms, so that a type the hardware only emulates does not delay the run. What they
+    occupied does not count in `peak_memory`.
     """
     best, slowest, size = 0.0, 0.0, 256
     while slowest < 0.02 and size <= 8192:
-        one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         for _ in range(3):
             started = time.perf_counter()
             (one @ other)[0, 0].item()  # waits for the device
             seconds = time.perf_counter() - started
             best, slowest = max(best, 2 * size**3 / seconds), seconds
         size *= 2
+    del one, other
+    if device.type == "cpu":
+        with contextlib.suppress(OSError):  # Linux forgets the most that was resident; elsewhere it stays
+            Path("/proc/self/clear_refs").write_text("5")
+    else:
+        torch.accelerator.reset_peak_memory_stats(device)
     return best
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes so far: allocated on an accelerator, or resident in a CPU process."""
+    """Most bytes since `peak_flops`: allocated on an accelerator, or resident in a CPU process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

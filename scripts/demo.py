@@ -19,13 +19,14 @@ import torch
 import yaml
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import TextIteratorStreamer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
 
 import cleangpt
 from cleangpt.data.arithmetic import OPERATORS, read_answer
 from cleangpt.data.tokenization import has_unknown, load_tokenizer
 from cleangpt.errors import exit_code
 from cleangpt.evaluation.writing import write
+from cleangpt.hardware import default_device
 from cleangpt.models.build import load_model
 from cleangpt.recipe.keys import ARITHMETIC, Data
 
@@ -53,7 +54,7 @@ def build_page(source: str):
         import gradio
     except ImportError as error:
         raise cleangpt.UserError(("gradio", 'is not installed: pip install -e ".[demo]"')) from error
-    model, tokenizer = load_model(source, key="model").eval(), load_tokenizer(source, "model")
+    model, tokenizer = load(source)
     data = find_arithmetic(source)
     with gradio.Blocks(title=source, analytics_enabled=False) as page:
         gradio.Markdown(f"# {source}\n{model.config.model_type}, {model.num_parameters():,} parameters")
@@ -78,6 +79,11 @@ def build_page(source: str):
 
         write.click(stream, [prompt, length, temperature, top_k, seed], text)
     return page
+
+
+def load(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A saved model, on the accelerator where there is one, and its tokenizer."""
+    return load_model(source, key="model").to(default_device()).eval(), load_tokenizer(source, "model")
 
 
 def find_arithmetic(source: str) -> Data | None:
@@ -109,7 +115,7 @@ def continue_text(model, tokenizer, prompt: str, length: int, temperature: float
 
     def generate():
         torch.manual_seed(int(seed))
-        write(model, ids, int(length), streamer, **sampling)
+        write(model, ids.to(model.device), int(length), streamer, **sampling)
 
     threading.Thread(target=generate, daemon=True).start()
     text = prompt
@@ -132,7 +138,7 @@ def solve(model, tokenizer, data: Data, a: str, b: str) -> str:
     if not all(re.fullmatch(rf"[0-9]{{1,{data.num_digits}}}", number.strip()) for number in (a, b)):
         raise gradio.Error(f"Type two numbers of at most {data.num_digits} digits.", print_exception=False)
     problem = write_problem(data, int(a), int(b))
-    ids = tokenizer(problem, return_tensors="pt", add_special_tokens=False)
+    ids = tokenizer(problem, return_tensors="pt", add_special_tokens=False).to(model.device)
     written = tokenizer.decode(model.generate(**ids, do_sample=False)[0], skip_special_tokens=True)
     answer = read_answer(written.removeprefix(problem), data)
     right = int(a) + int(b) if data.path == "addition" else int(a) * int(b)

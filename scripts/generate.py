@@ -1,4 +1,4 @@
-"""Continues a prompt, streaming the model's text.
+"""Continues a prompt, streaming the model's text, on the accelerator where there is one.
 
 python scripts/generate.py outputs/shakespeare/final --prompt "ROMEO:"
 """
@@ -14,6 +14,7 @@ from cleangpt import UserError
 from cleangpt.data.tokenization import has_unknown, load_tokenizer
 from cleangpt.errors import exit_code
 from cleangpt.evaluation.writing import write
+from cleangpt.hardware import default_device
 from cleangpt.models.build import load_model
 
 
@@ -74,14 +75,20 @@ def generate(arguments: argparse.Namespace) -> None:
         raise UserError((key, "expected some text"))
     if has_unknown(tokenizer, ids.numpy()):
         raise UserError((key, "has characters that the model's tokenizer lacks"))
-    model = load_model(arguments.model).eval()
+    model = load_model(arguments.model).to(default_device()).eval()
     sampling = {"do_sample": False}
     if arguments.temperature > 0:
         sampling = {"do_sample": True, "temperature": arguments.temperature}
         sampling |= {"top_k": arguments.top_k, "top_p": arguments.top_p}
     torch.manual_seed(arguments.seed)
     for _ in range(arguments.num_samples):
-        write(model, ids, arguments.max_new_tokens, TextStreamer(tokenizer, skip_special_tokens=True), **sampling)
+        write(
+            model,
+            ids.to(model.device),
+            arguments.max_new_tokens,
+            TextStreamer(tokenizer, skip_special_tokens=True),
+            **sampling,
+        )
 
 
 if __name__ == "__main__":

@@ -153,3 +153,19 @@ def test_a_prompt_may_be_longer_than_the_positions(tiny_text):
     prompt = "The quick brown fox jumps over the lazy dog. "
     (text,) = continue_texts(model, data.tokenizer, [prompt], 1, 40)
     assert text.startswith(prompt) and len(text) > len(prompt)
+
+
+def test_samples_leave_the_random_state_as_it_is_and_other_gpus_alone(tiny_text, monkeypatch):
+    _, data = load_data(load_recipe(tiny_text))
+    model = model_for(data)
+
+    def touched(*device):
+        raise AssertionError(device)
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    for name in ("get_rng_state", "set_rng_state", "manual_seed", "manual_seed_all"):
+        monkeypatch.setattr(torch.cuda, name, touched)
+    before = torch.get_rng_state()
+    (text,) = continue_texts(model, data.tokenizer, ["The fox"], 1, 5)
+    assert len(text) > len("The fox")
+    assert torch.equal(torch.get_rng_state(), before)

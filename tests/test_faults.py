@@ -143,7 +143,7 @@ def slow_at(phase: str, recipe: str, overrides: list[str], reached: str) -> int:
 
 
 @pytest.mark.parametrize("times", [1, soak(20)])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 @pytest.mark.parametrize("phase", ["data build", "step", "evaluation", "saving"])
 def test_a_signal_in_any_phase_saves_and_loses_nothing(tiny_text, reference, tmp_path, phase, number, times):
     for count in range(times):
@@ -154,11 +154,29 @@ def test_a_signal_in_any_phase_saves_and_loses_nothing(tiny_text, reference, tmp
             time.sleep(0.005)
         os.kill(process.pid, number)
         process.join(WAIT)
-        assert process.exitcode == 143
+        assert process.exitcode == (130 if number == signal.SIGINT else 143)
         checkpoints = list((tiny_text.parent / "outputs" / name / "checkpoints").glob("step-*"))
         assert (phase == "data build") == (not checkpoints)
         assert finish(tiny_text, name) == 0
         assert left_of(tiny_text, name) == reference["left"]
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(tiny_text, monkeypatch):
+    """But not one that comes at the same moment: a terminal and torchrun both send the first."""
+
+    def interrupt_twice(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        return step.accumulate(*arguments)
+
+    monkeypatch.setattr("cleangpt.training.loop.accumulate", interrupt_twice)
+    with pytest.raises(Stopped, match="by a signal after step 1, saved") as stop:
+        train(load_recipe(tiny_text, OPTIONS))
+    assert stop.value.code == 130
+    monkeypatch.setattr("cleangpt.training.signals.ECHO_S", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        train(load_recipe(tiny_text, OPTIONS))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_signal_is_not_taken_for_a_mistake_in_the_data(tiny_text, monkeypatch):

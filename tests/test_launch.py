@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, raising, read_metrics, run_command, run_python
 
+from cleangpt import load_recipe, train
 from cleangpt.errors import UserError, exit_code
 
 BIN = Path(sys.executable).parent
@@ -117,3 +118,11 @@ def test_a_run_started_with_two_processes_goes_on_with_one(tiny_text, tmp_path):
     back = run_command(*both, "--run.name=back", f"--training.resume={checkpoint}")
     assert back.returncode == 0, back.stderr
     assert losses(tmp_path / "outputs" / "back") == losses(tmp_path / "outputs" / "two")[3:]
+
+
+def test_accumulation_is_the_recipes_and_not_the_environments(tiny_text, tmp_path, monkeypatch):
+    train(load_recipe(tiny_text, ["--run.name=plain"]))
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")  # by which accelerate would divide
+    train(load_recipe(tiny_text, ["--run.name=divided"]))
+    plain, divided = (read_metrics(tmp_path / "outputs" / name) for name in ("plain", "divided"))
+    assert [line.get("grad_norm") for line in divided] == [line.get("grad_norm") for line in plain]

@@ -3,11 +3,13 @@
 import json
 import runpy
 import sys
+import types
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, read_metrics, run_command, run_python
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationMixin
 
 from cleangpt import load_recipe, train
 from cleangpt.data.tokenization import arithmetic_tokenizer, character_tokenizer
@@ -57,6 +59,27 @@ def test_generate_streams_past_the_context(trained, call_script):
     code, out, err = call_script("generate.py", trained / "final", "--prompt=The fox", "--max_new_tokens=60")
     assert code == 0, err
     assert out.startswith("The fox") and 30 < len(out) <= len("The fox") + 61
+
+
+@pytest.mark.parametrize("script", ["generate.py", "demo.py"])
+def test_generation_is_on_the_accelerator(script, trained, call_script, monkeypatch):
+    """On `meta`, which gives no numbers: the model is there, and so is what it gets."""
+    seen = []
+
+    def generate(model, ids, **options):
+        seen.append((model.device.type, ids.device.type))
+        return ids
+
+    monkeypatch.setattr("cleangpt.hardware.default_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(GenerationMixin, "generate", generate)
+    monkeypatch.setitem(sys.modules, "gradio", types.ModuleType("gradio"))
+    if script == "generate.py":
+        assert call_script(script, trained / "final", "--prompt", "The fox")[0] == 0
+    else:
+        demo = runpy.run_path(str(ROOT / "scripts" / script))
+        model, tokenizer = demo["load"](str(trained / "final"))
+        list(demo["continue_text"](model, tokenizer, "The fox", 5, 1.0, 0, 1))
+    assert seen == [("meta", "meta")]
 
 
 def test_generate_reads_a_prompt_from_a_file(trained, tmp_path, call_script):

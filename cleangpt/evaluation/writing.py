@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..data.arithmetic import ArithmeticSplit
 from ..data.prepare import PreparedData
+from ..hardware import seed_device
 from ..recipe.keys import Recipe
 from .evaluate import inference, patient_bar
 
@@ -64,9 +65,10 @@ def continue_texts(
     An unknown character is read as `<unk>`.
     """
     texts = []
-    with inference(model), torch.random.fork_rng():
+    used = [model.device] if model.device.type == "cuda" else []
+    with inference(model), torch.random.fork_rng(used):
         for prompt in prompts:
-            torch.manual_seed(seed)
+            seed_device(seed, model.device)
             ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].to(model.device)
             output = write(model, ids, max_new_tokens, do_sample=True, top_k=50)
             texts += tokenizer.batch_decode(output, skip_special_tokens=True)

@@ -118,6 +118,8 @@ def take_snapshot(accelerator: Accelerator, model: nn.Module, optimizers: Optimi
             copies[place] = tensor.detach().to("cpu", copy=True)
         return copies[place]
 
+    for name, source in getattr(accelerator.unwrap_model(model), "all_tied_weights_keys", {}).items():
+        weights[name] = weights[source]  # FSDP gathers each name by itself
     weights = {name: copy(weight) for name, weight in weights.items()}
     state = {name: copy(value).contiguous() for name, value in _by_entry(everything.get("state", {})).items()}
     return Snapshot(weights, state, None if accelerator.scaler is None else accelerator.scaler.state_dict())

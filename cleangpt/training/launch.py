@@ -10,28 +10,35 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, gather_object
 
 from ..errors import UserError
+from ..hardware import count_threads, default_device
 
 Result = TypeVar("Result")
 
 
 def join_processes() -> None:
-    """Forms the group of all the processes that the launcher was asked for, and sets the threads of a CPU process."""
+    """Forms the group of all the processes that the launcher was asked for, and sets the threads of a CPU process.
+
+    Each run of a program calls it before `start_accelerator`.
+    """
     if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         way_out = "use torchrun, or accelerate launch --config_file recipes/accelerate/cpu_2.yaml"
         raise UserError(("num_processes", f"this launcher starts one process whatever number it is given; {way_out}"))
-    on_cpu = not torch.accelerator.is_available()
+    on_cpu = default_device().type == "cpu"
     if on_cpu:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
         atexit.register(leave_group)
     restarts = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ["GROUP_WORLD_SIZE"] == "1"
     if restarts and not torch.distributed.is_initialized():
         join_restarted()
     num_processes = int(os.environ.get("WORLD_SIZE", 1))
+    # One program may train several times, each time in another precision, and sharded: afterwards accelerate takes the
+    # processes for ones of FSDP, and sets up no FSDP again.
+    AcceleratorState._reset_state(reset_partial_state=True)
     joined = PartialState(cpu=on_cpu).num_processes  # without `cpu`, CPU processes each train alone
+    if on_cpu:
+        torch.set_num_threads(count_threads(int(os.environ.get("LOCAL_WORLD_SIZE", 1))))  # not accelerate's number
     if joined != num_processes:
         raise UserError(("num_processes", f"asked for {num_processes} processes, but {joined} train together"))
 
@@ -57,12 +64,13 @@ def join_restarted() -> None:
 
 def start_accelerator(trackers: tuple[str, ...], folder: Path, mixed_precision: str) -> Accelerator:
     """The Accelerator of the processes that `join_processes` brought together; its trackers write to `folder`."""
-    AcceleratorState._reset_state()  # one program may train several times, each time in another precision
     accelerator = Accelerator(
         cpu=PartialState().device.type == "cpu",
         mixed_precision=mixed_precision,
         log_with=list(trackers) or None,
         project_dir=folder,
+        # Of its own, since ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment would divide the gradient.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:  # its checkpoints are pickles

@@ -17,6 +17,7 @@ from typing import NoReturn
 from accelerate import PartialState
 
 from ..errors import Stopped, UserError
+from ..hardware import seed_device
 from ..models.statistics import copy_weights, update_ratio
 from ..recipe import schedules
 from ..recipe.keys import Recipe
@@ -28,7 +29,7 @@ from .run_folder import hold_folder
 from .seeds import describe_spread, one_per_seed
 from .setup import build_run, find_run
 from .signals import StopSignals
-from .step import accumulate, read_figures, seed_dropout, step_seed, update
+from .step import accumulate, read_figures, step_seed, update
 
 
 def train(recipe: Recipe) -> Path:
@@ -84,7 +85,7 @@ def run_steps(run: TrainingRun, signals: StopSignals) -> Path:
         step = progress.step + 1
         batch = run.loader.batch(step)  # a pure function of seed and step
         values = schedules.at(recipe.schedule, recipe.optimizer, step, run.max_steps)
-        seed_dropout(step_seed(recipe.run.seed, step, accelerator.process_index), accelerator.device)
+        seed_device(step_seed(recipe.run.seed, step, accelerator.process_index), accelerator.device)
         loss = accumulate(accelerator, run.model, batch)  # exact over all targets, one synchronisation
         is_due = run.tracker.is_due(step)
         before = copy_weights(run.model) if is_due else None
@@ -99,7 +100,7 @@ def run_steps(run: TrainingRun, signals: StopSignals) -> Path:
             progress.logged = run.tracker.log_step(step, progress.tokens, losses, grad_norm, values, ratio)
             progress.losses = []
         if stop:
-            save_and_stop(run)
+            save_and_stop(run, signals.exit_code)
 
 
 def read_steps(run: TrainingRun) -> float:
@@ -137,8 +138,8 @@ def end_diverged(run: TrainingRun, step: int, figures: str) -> NoReturn:
     raise Stopped(1, f"diverged at step {step}, samples {shown}: {figures}; {way_out}")
 
 
-def save_and_stop(run: TrainingRun) -> None:
-    """Saves a checkpoint and ends the run with `Stopped`."""
+def save_and_stop(run: TrainingRun, code: int) -> None:
+    """Saves a checkpoint and ends the run with `Stopped`, whose exit code is `code`."""
     is_saved = run.recipe.checkpoint.save
     save(run, None, checkpoint=is_saved)
     run.saver.wait()
@@ -146,4 +147,4 @@ def save_and_stop(run: TrainingRun) -> None:
     run.publisher.close(run.tracker.say, wait=False)
     run.tracker.close()
     saved = "saved; the same command resumes from there" if is_saved else "not saved, as checkpoint.save is false"
-    raise Stopped(143, f"by a signal after step {run.progress.step}, {saved}")
+    raise Stopped(code, f"by a signal after step {run.progress.step}, {saved}")

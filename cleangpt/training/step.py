@@ -23,13 +23,6 @@ def step_seed(seed: int, step: int, process: int) -> int:
     return int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0])
 
 
-def seed_dropout(seed: int, device: torch.device) -> None:
-    """`torch.manual_seed` for the CPU and `device` only: looking for every other kind takes half a millisecond."""
-    torch.default_generator.manual_seed(seed)
-    if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)
-
-
 def accumulate(accelerator: Accelerator, model: nn.Module, batch: Batch) -> Tensor:
     """Accumulates the gradient of the mean loss over all targets of a step, however they are split.
 

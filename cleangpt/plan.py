@@ -185,7 +185,7 @@ def find_warnings(recipe: Recipe, split: Split, model: PreTrainedModel, epochs: 
     config, size, lr = model.config, model.config.vocab_size, recipe.optimizer.lr
     usual = usual_lr(model.num_parameters())
     is_far = lr > 5 * usual or (lr < usual / 10 and "init_from" not in recipe.model)
-    used = len(pandas.unique(split.tokens)) if isinstance(split, TextSplit) else size
+    used = len(set().union(*map(pandas.unique, split.stream))) if isinstance(split, TextSplit) else size
     heads = getattr(config, "num_attention_heads", None)  # none in a state-space model
     width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     warnings = {

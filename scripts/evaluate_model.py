@@ -105,7 +105,7 @@ def check_tokenizer(arguments: argparse.Namespace, model: PreTrainedModel, data:
     folder = Path(arguments.model)
     if (folder / "config.json").exists() and not (folder / "tokenizer.json").exists():
         texts = [split for split in data.splits.values() if isinstance(split, TextSplit)]
-        largest = max((int(split.tokens.max()) for split in texts), default=len(data.tokenizer) - 1)
+        largest = max((int(ids.max()) for split in texts for ids in split.stream), default=len(data.tokenizer) - 1)
         if largest >= model.config.vocab_size:
             message = f"expected ids to {model.config.vocab_size - 1}, the recipe's data has {largest}"
             raise UserError(("model", message))

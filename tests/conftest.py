@@ -115,6 +115,19 @@ def hub(monkeypatch):
     server.server_close()
 
 
+def write_split(folder: Path, name: str, documents: list, labels: list | None = None, rows_a_batch: int = 2) -> None:
+    """Adds a split of documents (arrays of ids) to a folder such as `build_text` fills, in several record batches."""
+    from cleangpt.data import encoding
+
+    batches = [slice(i, i + rows_a_batch) for i in range(0, len(documents), rows_a_batch)]
+    tables = (encoding.to_table(documents[rows], labels and labels[rows]) for rows in batches)
+    encoding.write_tables(tables, folder / name / "data.arrow")
+    tokens = encoding.describe_split(folder / name, name)
+    counts = {"documents": len(documents), "bytes": 1, "empty": 0, "tokens": tokens}
+    summary = json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").exists() else {}
+    (folder / "summary.json").write_text(json.dumps(summary | {name: counts}))
+
+
 def needs(*packages: str, extra: str = "clients"):
     """Marks a test of an extra's packages: `make extras` runs it, `make test` does not."""
     return pytest.mark.extras(*packages, extra=extra)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cleangpt import UserError
+from cleangpt.data import cache
 from cleangpt.data.cache import build_once, file_hash, fingerprint
 
 
@@ -37,7 +38,7 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path):
     with pytest.raises(RuntimeError):
         build_once({"test": str(tmp_path)}, fail)
     folder = build_once({"test": str(tmp_path)}, lambda folder: None)
-    assert [path.name for path in folder.iterdir()] == ["ingredients.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["checksums.json", "ingredients.json"]
 
 
 def test_leftovers_of_a_killed_build_are_cleared(tmp_path):
@@ -49,8 +50,32 @@ def test_leftovers_of_a_killed_build_are_cleared(tmp_path):
     child.start()
     child.join()
     folder = build_once({"test": str(tmp_path)}, lambda folder: (folder / "whole").write_text("x"))
-    assert sorted(path.name for path in folder.iterdir()) == ["ingredients.json", "whole"]
+    assert sorted(path.name for path in folder.iterdir()) == ["checksums.json", "ingredients.json", "whole"]
     assert not [path for path in folder.parent.iterdir() if path.name.startswith("building-")]
+
+
+def damage(path: Path, how: str) -> None:
+    if how == "missing":
+        path.unlink()
+    elif how == "cut off":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+
+
+@pytest.mark.parametrize("how", ["missing", "cut off", "flipped"])
+@pytest.mark.parametrize("name", ["inside/data", "checksums.json"])
+def test_a_damaged_folder_is_built_again(tmp_path, caplog, how, name):
+    def build(folder: Path):
+        (folder / "inside").mkdir()
+        (folder / "inside" / "data").write_text("whole")
+
+    folder = build_once({"test": str(tmp_path)}, build)
+    damage(folder / name, how)
+    cache.verified.clear()  # as in another process
+    assert build_once({"test": str(tmp_path)}, build) == folder
+    assert (folder / "inside" / "data").read_text() == "whole" and cache.is_whole(folder)
+    assert caplog.messages == [f"{folder} is damaged and built again"]
 
 
 def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path):

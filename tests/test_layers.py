@@ -11,8 +11,8 @@ FLOORS = [
     {"recipe": ["keys", "schedules", "wording", "checks", "reading"]},
     {
         "data": [
-            *("splits", "permutation", "cache", "tokenization", "packing"),
-            *("text", "arithmetic", "loader", "prepare"),
+            *("splits", "permutation", "cache", "tokenization", "stream", "packing"),
+            *("text", "encoding", "arithmetic", "loader", "prepare"),
         ],
         "reporting": ["card", "hub", "tracking"],
     },

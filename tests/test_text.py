@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import LINES
+from conftest import LINES, write_split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,9 +19,10 @@ from cleangpt import (
     UserError,
     load_recipe,
 )
-from cleangpt.data.packing import TextSplit, document_lengths, summarize, write_column
+from cleangpt.data.packing import TextSplit, document_lengths
 from cleangpt.data.prepare import PreparedData
 from cleangpt.data.splits import IGNORED, cut_points
+from cleangpt.data.stream import summarize
 from cleangpt.training.setup import resolve
 
 
@@ -29,12 +30,17 @@ def prepare(path: Path, *overrides: str) -> PreparedData:
     return resolve(load_recipe(path, overrides))[1]
 
 
+def tokens_of(data: PreparedData, name: str) -> np.ndarray:
+    """All tokens of a split, in order."""
+    return np.concatenate([*data.splits[name].stream])
+
+
 def test_a_text_is_cut_by_characters_and_comes_back(tiny_text, text_file):
     data = prepare(tiny_text)
     text = text_file.read_text()
     cut = int(len(text) * 0.9)
-    assert data.tokenizer.decode(data.splits["train"].tokens) == text[:cut]
-    assert data.tokenizer.decode(data.splits["validation"].tokens) == text[cut:]
+    assert data.tokenizer.decode(tokens_of(data, "train")) == text[:cut]
+    assert data.tokenizer.decode(tokens_of(data, "validation")) == text[cut:]
     assert data.splits["train"].num_bytes == len(text[:cut].encode())
 
 
@@ -49,7 +55,7 @@ def test_long_text_is_tokenized_as_if_in_one_piece(write_recipe, tmp_path):
     )
     data = prepare(recipe)
     whole = data.tokenizer(text[: int(len(text) * 0.9)], add_special_tokens=False)["input_ids"]
-    assert data.splits["train"].tokens.tolist() == whole
+    assert tokens_of(data, "train").tolist() == whole
 
 
 @pytest.fixture
@@ -65,7 +71,7 @@ def stories(write_recipe, stories_file):
 def test_documents_end_with_the_end_token(stories, stories_file):
     data = prepare(stories)
     texts = [json.loads(line)["text"] for line in stories_file.read_text().splitlines()]
-    assert data.tokenizer.decode(data.splits["train"].tokens) == "".join(f"{text}<|endoftext|>" for text in texts[:36])
+    assert data.tokenizer.decode(tokens_of(data, "train")) == "".join(f"{text}<|endoftext|>" for text in texts[:36])
     assert summarize(data.folder)["train"]["documents"] == 36
 
 
@@ -76,16 +82,14 @@ def test_a_mapping_of_files_gives_the_splits(stories, stories_file):
 
 
 def test_ids_take_two_bytes_and_are_mapped_not_read(stories):
-    tokens = prepare(stories).splits["train"].tokens
+    tokens = next(iter(prepare(stories).splits["train"].stream))
     assert tokens.dtype == np.uint16
     assert not tokens.flags.owndata and not tokens.flags.writeable
 
 
 def split_of(tokens: list[int], starts: list[int], block_size: int, packing: str, folder: Path) -> TextSplit:
-    """A split of the given tokens, written as by `build_text`."""
-    write_column(folder / "train.arrow", "input_ids", np.array(tokens, np.uint16))
-    write_column(folder / "train.documents.arrow", "start", np.array(starts, np.int64))
-    (folder / "summary.json").write_text(json.dumps({"train": {"bytes": 1}}))
+    """A split of the given tokens and documents."""
+    write_split(folder, "train", np.split(np.array(tokens, np.uint16), starts[1:]))
     return TextSplit(folder, "train", block_size, packing)
 
 
@@ -158,9 +162,13 @@ def problems_of(path: Path, *overrides: str) -> dict[str, str]:
     return dict(error.value.problems)
 
 
-def test_a_character_unknown_to_the_tokenizer_is_refused(tiny_text, tmp_path):
-    (tmp_path / "odd.txt").write_text("plain text, " * 30 + "naïve")
-    assert "'ï'" in problems_of(tiny_text, f"--data.data_files={tmp_path / 'odd.txt'}")["tokenizer"]
+@pytest.mark.parametrize("num_proc", ["null", "2"])
+def test_a_character_unknown_to_the_tokenizer_is_refused(tiny_text, tmp_path, num_proc):
+    saved = prepare(tiny_text).folder / "tokenizer"
+    (tmp_path / "odd.txt").write_text("The fox, " * 30 + "naïve")
+    options = [f"--data.data_files={tmp_path / 'odd.txt'}", "--tokenizer.train=null", f"--tokenizer.path={saved}"]
+    problem = problems_of(tiny_text, *options, f"--data.num_proc={num_proc}")["tokenizer"]
+    assert problem == "expected one that knows all of the text, has no id for 'ï' in the validation split"
 
 
 def test_a_missing_column_is_reported_with_the_existing_ones(stories):
@@ -202,7 +210,7 @@ def test_a_template_joins_columns_into_a_text(stories, tmp_path):
     rows = [{"question": f"{i}+1?", "answer": i + 1, "note": None} for i in range(20)]
     (tmp_path / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = prepare(stories, f"--data.data_files={tmp_path / 'qa.jsonl'}", "--data.template='{question} {answer}{note}'")
-    assert data.tokenizer.decode(data.splits["train"].tokens[:40]).startswith("0+1? 1<|endoftext|>1+1? 2<|endoftext|>")
+    assert data.tokenizer.decode(tokens_of(data, "train")[:40]).startswith("0+1? 1<|endoftext|>1+1? 2<|endoftext|>")
 
 
 @pytest.mark.parametrize("template", ["no column", "{", "{}", "{text.__class__}", "{text[0]}"])
@@ -222,7 +230,7 @@ def test_nul_bytes_and_every_other_character_come_back(tiny_text, tmp_path):
     text = "".join(map(chr, [*range(0x80), 0x2028, 0xFEFF, 0x1F600])).replace("\r", "") * 30
     (tmp_path / "odd.txt").write_text(text)
     data = prepare(tiny_text, f"--data.data_files={tmp_path / 'odd.txt'}")
-    ids = np.concatenate([data.splits[name].tokens for name in ("train", "validation")])
+    ids = np.concatenate([tokens_of(data, name) for name in ("train", "validation")])
     assert data.tokenizer.decode(ids) == text
 
 
@@ -238,7 +246,7 @@ def test_any_number_of_processes_tokenizes_the_same(stories, tmp_path, monkeypat
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     together = prepare(stories, "--data.num_proc=2")
     assert together.folder != alone.folder and together.fingerprint == alone.fingerprint
-    assert np.array_equal(together.splits["train"].tokens, alone.splits["train"].tokens)
+    assert np.array_equal(tokens_of(together, "train"), tokens_of(alone, "train"))
 
 
 def test_packed_documents_see_no_other(stories):

@@ -9,11 +9,12 @@ from transformers import PreTrainedTokenizerFast
 from ..errors import UserError
 from ..recipe.keys import ARITHMETIC, Recipe
 from .arithmetic import FRACTIONS, ArithmeticSplit
-from .cache import fingerprint
-from .packing import TextSplit, summarize
+from .encoding import build_text
+from .packing import TextSplit
 from .splits import Split
-from .text import build_text
-from .tokenization import VERSION, arithmetic_tokenizer, load_tokenizer, train_tokenizer
+from .stream import summarize
+from .text import own_tokenizer
+from .tokenization import arithmetic_tokenizer, load_tokenizer
 
 
 @dataclass
@@ -46,23 +47,20 @@ def prepare_data(recipe: Recipe) -> PreparedData:
 
     assert block_size is not None  # the caller has resolved it
     if training is not None:
-        identity = {"version": VERSION, "kind": training.kind, "vocab_size": training.vocab_size}
-        folder = build_text(data, lambda texts: train_tokenizer(training, texts), identity)
+        folder = build_text(data, training)
     else:
-        assert recipe.tokenizer.path is not None  # reading a recipe makes sure
-        tokenizer = load_tokenizer(recipe.tokenizer.path)
-        parts = {"backend": tokenizer.backend_tokenizer.to_str(), "special": tokenizer.special_tokens_map}
-        folder = build_text(data, lambda texts: tokenizer, fingerprint(parts))
+        folder = build_text(data, load_tokenizer(recipe.tokenizer.path or own_tokenizer(data)))
     summary = summarize(folder)
     if data.packing == "documents" and summary["train"]["documents"] == 1:
-        message = "expected rows of a table, or text with end tokens between documents: these files are one document"
+        message = "expected rows of a table, with a document each: files of plain text are one document"
         raise UserError(("data.packing", message))
     measured = "documents" if data.packing == "documents" else "blocks"
     packings = {name: data.packing if name == "train" else measured for name in summary}
     splits = {name: TextSplit(folder, name, block_size, packing) for name, packing in packings.items()}
-    length = len(splits["train"].tokens)
+    length = len(splits["train"].stream)
     if length <= block_size:
         raise UserError(("data.block_size", f"expected less than the train split's {length} tokens, got {block_size}"))
     tokenizer = load_tokenizer(folder / "tokenizer")
-    beginning = str(tokenizer.decode(splits["validation"].tokens[: min(8, block_size - 1)]))  # leaves room for more
+    start = splits["validation"].stream.read(np.zeros(1, np.int64), min(8, block_size - 1))  # leaves room for more
+    beginning = str(tokenizer.decode(start[0]))
     return PreparedData(tokenizer, {**splits}, folder, next(iter(recipe.evaluation.prompts), beginning))

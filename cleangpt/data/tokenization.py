@@ -17,7 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from ..errors import UserError
 from ..recipe.keys import TokenizerTraining
 
-VERSION = 2  # of what `train_tokenizer` makes of a text: part of the data's fingerprint
+VERSION = 3  # of what `train_tokenizer` makes of a text: part of the data's fingerprint
 END, UNKNOWN = "<|endoftext|>", "<unk>"
 BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False)
 # Joins the messages of a chat with line breaks, so that `transformers chat` and `serve` can talk to a base model.
@@ -85,11 +85,14 @@ def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerF
     return _wrap(backend)
 
 
-def train_tokenizer(training: TokenizerTraining, texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """The tokenizer that `recipe.tokenizer.train` asks for, trained on `texts`."""
+def train_tokenizer(training: TokenizerTraining, texts: dict[str, Iterable[str]]) -> PreTrainedTokenizerFast:
+    """The tokenizer that `recipe.tokenizer.train` asks for, of the texts of each split.
+
+    `char` has the characters of all splits, `bpe` learns its merges from train alone.
+    """
     if training.kind == "char":
-        return character_tokenizer(character for text in texts for character in set(text))
-    return bpe_tokenizer(texts, training.vocab_size or 4096)
+        return character_tokenizer(character for text in itertools.chain(*texts.values()) for character in set(text))
+    return bpe_tokenizer(texts["train"], training.vocab_size or 4096)
 
 
 def load_tokenizer(path: str | Path, key: str = "tokenizer.path") -> PreTrainedTokenizerFast:

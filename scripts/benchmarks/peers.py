@@ -52,7 +52,7 @@ class Clock(TrainerCallback):
 def trainer(recipe: Recipe) -> float:
     """Milliseconds a step of transformers' Trainer, as it comes, with GPT-2 or Llama of the recipe's shape."""
     data, clock = load_data(recipe)[1], Clock()
-    ids = torch.from_numpy(data.splits["train"].tokens.astype(np.int64))
+    ids = torch.from_numpy(np.concatenate([*data.splits["train"].stream]).astype(np.int64))
     arguments = TrainingArguments(
         output_dir=str(recipe.folder),
         max_steps=recipe.training.max_steps,
@@ -121,7 +121,7 @@ def copy_nanogpt(source: Path, folder: Path, splits: dict) -> None:
         shutil.copy(source / file, folder)
     (folder / "data/ours").mkdir(parents=True)
     for name, split in (("train", splits["train"]), ("val", splits["validation"])):
-        np.asarray(split.tokens, np.uint16).tofile(folder / "data/ours" / f"{name}.bin")
+        np.concatenate([*split.stream]).astype(np.uint16).tofile(folder / "data/ours" / f"{name}.bin")
 
 
 def run_nanogpt(folder: Path, vocab_size: int, **options) -> str:

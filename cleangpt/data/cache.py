@@ -2,8 +2,8 @@
 
     ingredients (a dictionary) ──> fingerprint ──> <datasets cache>/cleangpt/<fingerprint>/
 
-A build fills a temporary folder, renamed once complete; the next build clears what a killed one left. A checksum of each
-file, `checksums.json`, tells a damaged folder, which is built again.
+A build fills a temporary folder, renamed once complete; the next build clears what a killed one left.
+`checksums.json` tells a damaged folder, which is built again.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Texts tokenized by `Dataset.map` into a folder that `datasets.load_from_disk` opens.
 
-    texts/train.arrow ──> Dataset.map ──> train/data.arrow      a row a text: input_ids, 16 or 32 bits an id
-    (a row a megabyte     (Encoder)       tokenizer/            saved
-     of texts; removed)                   summary.json          what `summarize` reads
+texts/train.arrow ──> Dataset.map ──> train/data.arrow      a row a text: input_ids, 16 or 32 bits an id
+(a row a megabyte     (Encoder)       tokenizer/            saved
+ of texts; removed)                   summary.json          what `summarize` reads
 """
 
 import functools
@@ -50,15 +50,15 @@ def build_text(data: Data, tokenizer: PreTrainedTokenizerFast | TokenizerTrainin
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()  # they are for who watches
         splits = raw or load_splits(data)
+        known: Any = tokenizer
         has_ids = isinstance(tokenizer, PreTrainedTokenizerFast) and brings_ids(splits)
-        write = functools.partial(_write_ids, tokenizer) if has_ids else _write_texts
+        write = functools.partial(_write_ids, known) if has_ids else _write_texts
         summary = {name: write(rows(), name, folder) for name, rows in cut(splits, data, has_ids).items()}
         for name, counts in summary.items():
             if not counts["documents"]:
                 raise source_error(data, f"no text for the {name} split")
             if empty := counts["empty"]:
                 logger.warning(f"{empty:,} rows of the {name} split have no text and were skipped")
-        known: Any = tokenizer
         if isinstance(tokenizer, TokenizerTraining):
             known = train_tokenizer(tokenizer, {name: _read_texts(name, folder) for name in summary})
         known.save_pretrained(folder / "tokenizer")
@@ -221,7 +221,11 @@ def describe_split(folder: Path, key: str) -> int:
     files = sorted(path.name for path in folder.glob("data*.arrow"))
     parts = [Dataset.from_file(str(folder / file)) for file in files]
     parts[0].info.write_to_directory(str(folder))
-    state = {"_data_files": [{"filename": file} for file in files], "_fingerprint": key, "_split": folder.name}
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": file} for file in files],
+        "_fingerprint": key,
+        "_split": folder.name,
+    }
     state |= dict.fromkeys(["_format_columns", "_format_type"]) | {"_format_kwargs": {}, "_output_all_columns": False}
     (folder / "state.json").write_text(json.dumps(state, indent=1))
     return sum(len(chunk.values) for part in parts for chunk in part.data.column("input_ids").chunks)

@@ -61,6 +61,7 @@ def prepare_data(recipe: Recipe) -> PreparedData:
     if length <= block_size:
         raise UserError(("data.block_size", f"expected less than the train split's {length} tokens, got {block_size}"))
     tokenizer = load_tokenizer(folder / "tokenizer")
-    start = splits["validation"].stream.read(np.zeros(1, np.int64), min(8, block_size - 1))  # leaves room for more
-    beginning = str(tokenizer.decode(start[0]))
+    beginning = str(
+        tokenizer.decode(next(iter(splits["validation"].stream))[: min(8, block_size - 1)])
+    )  # room for more
     return PreparedData(tokenizer, {**splits}, folder, next(iter(recipe.evaluation.prompts), beginning))

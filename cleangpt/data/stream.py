@@ -56,7 +56,9 @@ class TokenStream:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """The tokens in order, in arrays of about a million, as they are stored."""
-        for begin, end, number, shift in zip(np.append(0, self.ends[:-1]), self.ends, self.file, self.shift, strict=True):
+        for begin, end, number, shift in zip(
+            np.append(0, self.ends[:-1]), self.ends, self.file, self.shift, strict=True
+        ):
             yield self.views[number][begin + shift : end + shift]
             self._release()
 
@@ -76,7 +78,7 @@ class TokenStream:
     def gather(self, places: np.ndarray) -> np.ndarray:
         """The tokens at `places` (any shape), int64."""
         tokens = self._gather(places)
-        self._count(1 + np.count_nonzero(np.diff(places.ravel()) != 1), 1)
+        self._count(1 + int(np.count_nonzero(np.diff(places.ravel()) != 1)), 1)
         return tokens
 
     def _gather(self, places: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import functools
 import glob
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,15 @@ def own_tokenizer(data: Data) -> Path:
     try:
         folder = Path(data.path)
         if not is_saved(data):
-            folder = Path(snapshot_download(data.path, repo_type="dataset", revision=data.revision, allow_patterns="tokenizer/*"))
+            folder = Path(
+                snapshot_download(data.path, repo_type="dataset", revision=data.revision, allow_patterns="tokenizer/*")
+            )
         if not (folder / "tokenizer").is_dir():
             raise FileNotFoundError("it brings no folder tokenizer/")
     except Exception as error:  # the Hub client raises many kinds
-        message = f"expected one of path and train, with the other null, or a dataset that brings its tokenizer: {error}"
+        message = (
+            f"expected one of path and train, with the other null, or a dataset that brings its tokenizer: {error}"
+        )
         raise UserError(("tokenizer", message)) from error
     return folder / "tokenizer"
 
@@ -71,7 +75,11 @@ def local_files(data: Data) -> dict[str, list[str]]:
     if data.path not in FILES or any("://" in file for file in itertools.chain(*data.files.values())):
         return {}
     return {
-        split: [match for file in files for match in [file] * Path(file).is_file() or sorted(glob.glob(file, recursive=True))]
+        split: [
+            match
+            for file in files
+            for match in [file] * Path(file).is_file() or sorted(glob.glob(file, recursive=True))
+        ]
         for split, files in data.files.items()
     }
 
@@ -93,13 +101,13 @@ def load_splits(data: Data) -> dict[str, Any]:
         return load_from_disk(data.path)
     files = {split: [glob.escape(file) for file in names] for split, names in local_files(data).items()}
     given = {split: list(names) for split, names in data.files.items()} if data.data_files else None
-    options: dict[str, Any] = {
+    readers: dict[str, dict[str, Any]] = {
         "text": {"sample_by": "line", "keep_linebreaks": True, "chunksize": CHUNK, "encoding": "utf-8-sig"},
         "json": {"chunksize": CHUNK},
         "csv": {"converters": dict.fromkeys(data.columns, str)},  # "NA" and "007" are text
-    }.get(data.path, {})
+    }
+    options = readers.get(data.path, {}) | {"streaming": bool(files)}
     try:
-        options["streaming"] = bool(files)
         return load_dataset(data.path, data.name, data_files=files or given, revision=data.revision, **options)
     except Exception as error:  # datasets and the Hub client raise many kinds
         raise _unreadable(data, error) from error
@@ -140,11 +148,11 @@ def brings_ids(raw: dict[str, Any]) -> bool:
     return first is not None and "input_ids" in first.column_names
 
 
-def _tables(dataset: Any, data: Data) -> Iterator[pyarrow.Table]:
-    """The dataset in pieces; what goes wrong is a `UserError`."""
+def _rows(dataset: Any, data: Data, read: Callable[[pyarrow.Table, Data], Iterator[Any]]) -> Iterator[Any]:
+    """What `read` makes of the dataset's rows; what goes wrong is a `UserError`."""
     try:
         for number, table in enumerate(dataset.with_format("arrow").iter(batch_size=1000)):
-            yield table
+            yield from read(table, data)
             for file in getattr(dataset, "cache_files", ()) if number % 32 == 31 else ():
                 release_file(Path(file["filename"]))
     except UserError:
@@ -153,39 +161,33 @@ def _tables(dataset: Any, data: Data) -> Iterator[pyarrow.Table]:
         raise _unreadable(data, error) from error
 
 
-def _texts(dataset: Any, data: Data) -> Iterator[str]:
+def _texts(table: pyarrow.Table, data: Data) -> Iterator[str]:
     """The text of each row, empty if there is none."""
-    for table in _tables(dataset, data):
-        _check_columns(table, data)
-        if data.template is None:
-            yield from (text or "" for text in table.column(data.text_column).to_pylist())
-            continue
-        for row in table.select(data.columns).to_pylist():
-            values = {name: "" if value is None else value for name, value in row.items()}
-            try:
-                yield data.template.format_map(values)
-            except (ValueError, TypeError) as error:
-                raise UserError(("data.template", f"cannot be filled in with {values}: {error}")) from error
+    _check_columns(table, data)
+    if data.template is None:
+        yield from (text or "" for text in table.column(data.text_column).to_pylist())
+        return
+    for row in table.select(data.columns).to_pylist():
+        values = {name: "" if value is None else value for name, value in row.items()}
+        try:
+            yield data.template.format_map(values)
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                ("data.template", f"{data.template!r} cannot be filled in with {values}: {error}")
+            ) from error
 
 
-def _ids(dataset: Any, data: Data) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+def _ids(table: pyarrow.Table, data: Data) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """The ids of each row, and its labels if there are any."""
-    for table in _tables(dataset, data):
-        columns = []
-        for name in ("input_ids", "labels"):
-            if name not in table.column_names:
-                columns.append(itertools.repeat(None, len(table)))
-                continue
-            lists = table.column(name).combine_chunks()
-            if not pyarrow.types.is_list(lists.type) or not pyarrow.types.is_integer(lists.type.value_type):
-                raise source_error(data, f"expected lists of integers in {name}, got {lists.type}")
-            lengths = pyarrow.compute.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
-            values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
-            columns.append(np.split(values, np.cumsum(lengths)[:-1]))
-        for ids, labels in zip(*columns, strict=True):
-            if labels is not None and len(labels) != len(ids):
-                raise source_error(data, f"expected as many labels as input_ids, got {len(labels)} and {len(ids)}")
-            yield ids, labels
+    columns: list[Iterable[Any]] = [[], itertools.repeat(None, len(table))]
+    for place, name in enumerate(name for name in ("input_ids", "labels") if name in table.column_names):
+        lists = table.column(name).combine_chunks().cast(pyarrow.large_list(pyarrow.int64()))
+        lengths = pyarrow.compute.list_value_length(lists).fill_null(0).to_numpy()
+        columns[place] = np.split(lists.flatten().to_numpy(), np.cumsum(lengths)[:-1])
+    for ids, labels in zip(*columns, strict=True):
+        if labels is not None and len(labels) != len(ids):
+            raise source_error(data, f"expected as many labels as input_ids, got {len(labels)} and {len(ids)}")
+        yield ids, labels
 
 
 def _check_columns(table: pyarrow.Table, data: Data) -> None:
@@ -205,7 +207,9 @@ def cut(raw: dict[str, Any], data: Data, has_ids: bool) -> dict[str, Rows]:
     Without a validation split in the data, train is cut by `data.split`, in order: by characters, or by rows.
     With one, `data.split` can take the first part of train.
     """
-    whole: dict[str, Rows] = {name: functools.partial(_ids if has_ids else _texts, raw[name], data) for name in raw}
+    whole: dict[str, Rows] = {
+        name: functools.partial(_rows, raw[name], data, _ids if has_ids else _texts) for name in raw
+    }
     if "train" not in whole:
         raise UserError(("data.data_files", f"expected a train split, got {', '.join(whole)}"))
     fractions = data.split or ({} if "validation" in whole else FRACTIONS)

@@ -32,6 +32,12 @@ def test_a_recipe_written_and_read_again_is_the_same(path, tmp_path):
     assert load_recipe(tmp_path / "again.yaml") == recipe
 
 
+@pytest.mark.parametrize("template", ["{question} {answer}", "{question}", "Q: {question}", "'{a}: {b}'", '"{a}\\n"'])
+def test_a_template_is_written_as_it_reads(template):
+    recipe = load_recipe(ROOT / "recipes" / "tinystory.yaml", [f"--data.template={template}"])
+    assert recipe.data.template == template.strip("'\"").replace("\\n", "\n")
+
+
 def test_the_command_line_wins_over_the_file_and_the_file_over_its_base(write_recipe, tmp_path):
     write_recipe("below", data={"path": "addition"}, training={"max_steps": 1, "batch_size": 2}, model={"n_embd": 8})
     top = tmp_path / "top.yaml"

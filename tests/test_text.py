@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import LINES, write_split
+from datasets import Dataset, DatasetDict, List, Value, load_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -281,3 +282,147 @@ def test_one_text_is_no_documents(tiny_text):
 def test_a_table_without_text_is_refused(stories, tmp_path):
     (tmp_path / "empty.jsonl").write_text('{"text": ""}\n' * 20)
     assert "no text" in problems_of(stories, f"--data.data_files={tmp_path / 'empty.jsonl'}")["data.data_files"]
+
+
+def test_characters_of_all_splits_are_known(tiny_text, tmp_path):
+    (tmp_path / "odd.txt").write_text("plain text, " * 30 + "naïve")
+    data = prepare(tiny_text, f"--data.data_files={tmp_path / 'odd.txt'}")
+    assert data.tokenizer.decode(tokens_of(data, "validation")).endswith("naïve")
+
+
+@pytest.mark.parametrize("kind", ["{kind: char, vocab_size: null}", "{kind: bpe}"])
+@pytest.mark.parametrize("saved", [False, True])
+def test_special_tokens_written_out_are_text(stories, tmp_path, kind, saved):
+    rows = [f"one <|endoftext|> two <unk> {i}" for i in range(100)]
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    options = [f"--data.data_files={tmp_path / 'odd.jsonl'}", f"--tokenizer.train={kind}"]
+    data = prepare(stories, *options)
+    if saved:
+        path = data.folder / "tokenizer"
+        data = prepare(stories, options[0], "--tokenizer.train=null", f"--tokenizer.path={path}", "--data.num_proc=2")
+    ids = tokens_of(data, "train")
+    assert data.tokenizer.decode(ids) == "".join(f"{row}<|endoftext|>" for row in rows[:90])
+    assert (ids == data.tokenizer.eos_token_id).sum() == summarize(data.folder)["train"]["documents"] == 90
+    assert data.tokenizer.unk_token_id not in ids
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("a.txt", "some words\n"),
+        ("b.jsonl", '{"text": "some words"}\n'),
+        ("c.csv", "text\nsome words\n"),
+    ],
+)
+def test_a_byte_order_mark_is_not_text(stories, tmp_path, name, written):
+    (tmp_path / name).write_text(written + written.splitlines(keepends=True)[-1] * 20, encoding="utf-8-sig")
+    path = {".txt": "text", ".jsonl": "json", ".csv": "csv"}[Path(name).suffix]
+    data = prepare(stories, f"--data.path={path}", f"--data.data_files={tmp_path / name}", "--data.block_size=4")
+    assert data.tokenizer.decode(tokens_of(data, "train")[:8]).startswith("some")
+
+
+def test_the_order_of_the_cut_is_part_of_the_data(tiny_text):
+    one = prepare(tiny_text, "--data.split={train: 0.5, validation: 0.5}")
+    other = prepare(tiny_text, "--data.split={validation: 0.5, train: 0.5}")
+    assert one.folder != other.folder
+    assert tokens_of(one, "train")[:20].tolist() == tokens_of(other, "validation")[:20].tolist()
+
+
+@pytest.mark.parametrize("encoding", ["latin1", "utf-16"])
+def test_other_encodings_are_refused_with_how_to_convert_them(stories, tmp_path, encoding):
+    (tmp_path / "mine.csv").write_text("naïve\n", encoding=encoding)
+    for path in ("text", "csv"):
+        problems = problems_of(stories, f"--data.path={path}", f"--data.data_files={tmp_path / 'mine.csv'}")
+        assert problems["data.data_files"].endswith(f"convert it: iconv -f {encoding} -t utf-8")
+
+
+def test_words_and_numbers_of_a_table_are_text(stories, tmp_path):
+    words = ["NA", "null", "None", "nan", "007", "1.50"] * 5
+    (tmp_path / "words.csv").write_text("id,text\n" + "".join(f"{i},{word}\n" for i, word in enumerate(words)))
+    options = [
+        "--data.path=csv",
+        f"--data.data_files={tmp_path / 'words.csv'}",
+        "--tokenizer.train={kind: char, vocab_size: null}",
+    ]
+    data = prepare(stories, *options, "--data.block_size=4")
+    assert data.tokenizer.decode(tokens_of(data, "train")) == "".join(f"{word}<|endoftext|>" for word in words[:27])
+
+
+@pytest.mark.parametrize("name", ["a[1].txt", "b*.txt", "c (copy) [x].txt"])
+def test_files_are_found_by_their_names(tiny_text, text_file, tmp_path, name):
+    (tmp_path / name).write_text(text_file.read_text())
+    assert prepare(tiny_text, f"--data.data_files={tmp_path / name}").folder == prepare(tiny_text).folder
+
+
+def test_a_format_that_does_not_fit_the_column_is_the_templates_mistake(stories):
+    assert "cannot be filled in" in problems_of(stories, "--data.template={text:d}")["data.template"]
+
+
+def test_data_with_its_own_validation_split_is_used_in_part(stories, stories_file):
+    files = f"--data.data_files={{train: {stories_file}, validation: {stories_file}}}"
+    counts = summarize(prepare(stories, files, "--data.split={train: 0.1}").folder)
+    assert (counts["train"]["documents"], counts["validation"]["documents"]) == (4, 40)
+    problems = problems_of(stories, files, "--data.split={train: 0.5, validation: 0.5}")
+    assert "the data brings its own validation" in problems["data.split"]
+
+
+@pytest.fixture
+def ready(stories):
+    """Options that read the built data of `stories`, a folder as `save_to_disk` writes them."""
+    folder = prepare(stories).folder
+    return [f"--data.path={folder}", "--data.data_files=null", "--tokenizer.train=null"], folder
+
+
+def test_built_data_opens_with_datasets(stories, stories_file):
+    data = prepare(stories)
+    saved = load_from_disk(str(data.folder))
+    texts = [json.loads(line)["text"] for line in stories_file.read_text().splitlines()]
+    rows = [row for name in ("train", "validation") for row in saved[name]["input_ids"]]
+    assert [data.tokenizer.decode(row) for row in rows] == [f"{text}<|endoftext|>" for text in texts]
+    assert saved["train"].features["input_ids"] == List(Value("uint16"))
+
+
+def test_data_that_brings_ids_is_taken_as_it_is(stories, ready):
+    options, folder = ready
+    data = prepare(stories, *options)
+    assert data.folder != folder and summarize(data.folder) == summarize(folder)
+    assert tokens_of(data, "train").tolist() == tokens_of(prepare(stories), "train").tolist()
+    assert data.tokenizer.get_vocab() == prepare(stories).tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize(("path", "write"), [("parquet", "to_parquet"), ("json", "to_json")])
+def test_files_that_bring_ids_and_labels_are_taken_as_they_are(stories, ready, tmp_path, path, write):
+    rows = [{"input_ids": [1, 2, i], "labels": [-100, -100, i]} for i in range(20)]
+    getattr(Dataset.from_list(rows), write)(str(tmp_path / "rows"))
+    options = [
+        f"--data.path={path}",
+        f"--data.data_files={tmp_path / 'rows'}",
+        f"--tokenizer.path={ready[1] / 'tokenizer'}",
+    ]
+    stream = prepare(stories, "--tokenizer.train=null", *options, "--data.block_size=4").splits["train"].stream
+    assert np.concatenate([*stream])[:6].tolist() == [1, 2, 0, 1, 2, 1]
+    assert np.concatenate([*stream.labels])[:6].tolist() == [-100, -100, 0, -100, -100, 1]
+    assert stream.starts.tolist() == list(range(0, 54, 3))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"input_ids": [1, 300]}, "expected input_ids below the tokenizer's 300, got 300 in the train split"),
+        ({"input_ids": [-1]}, "expected input_ids below the tokenizer's 300, got -1 in the train split"),
+        ({"input_ids": [1], "labels": [-1]}, "expected labels below the tokenizer's 300, got -1 in the train split"),
+        ({"input_ids": [1], "labels": [1, 2]}, "expected as many labels as input_ids, got 2 and 1"),
+        ({"input_ids": ["a"]}, "cannot be loaded"),
+        ({"input_ids": []}, "no text for the train split"),
+    ],
+)  # fmt: skip
+def test_ids_that_do_not_fit_are_refused(stories, ready, tmp_path, row, message):
+    Dataset.from_list([row] * 20).to_json(str(tmp_path / "rows"))
+    options = [f"--data.data_files={tmp_path / 'rows'}", f"--tokenizer.path={ready[1] / 'tokenizer'}"]
+    assert message in next(iter(problems_of(stories, "--tokenizer.train=null", *options).values()))
+
+
+def test_a_dataset_without_tokenizer_is_told(stories, tmp_path):
+    DatasetDict({"train": Dataset.from_dict({"text": ["a"] * 20})}).save_to_disk(tmp_path / "saved")
+    options = [f"--data.path={tmp_path / 'saved'}", "--data.data_files=null", "--tokenizer.train=null"]
+    assert "or a dataset that brings its tokenizer" in problems_of(stories, *options)["tokenizer"]

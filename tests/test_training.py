@@ -224,6 +224,14 @@ def test_several_seeds_are_runs_of_their_own_with_a_mean(tiny_text, tmp_path, ca
     assert capsys.readouterr().out.count("is finished already") == 2
 
 
+def test_without_prompts_samples_start_where_the_validation_split_does(tiny_text, text_file, capsys):
+    train(load_recipe(tiny_text))
+    beginning = text_file.read_text()[int(len(text_file.read_text()) * 0.9) :][:8]
+    assert capsys.readouterr().out.count(beginning) >= 3  # at each boundary and at the end
+    train(load_recipe(tiny_text, ["--evaluation.prompts=[]", "--run.name=silent"]))
+    assert capsys.readouterr().out.count(beginning) == 1
+
+
 def test_metrics_after_the_checkpoint_are_written_anew(tiny_text):
     train(recipe := load_recipe(tiny_text, ["--checkpoint.keep_last=9"]))
     before = read_metrics(recipe.folder)

@@ -64,4 +64,4 @@ def prepare_data(recipe: Recipe) -> PreparedData:
     beginning = str(
         tokenizer.decode(next(iter(splits["validation"].stream))[: min(8, block_size - 1)])
     )  # room for more
-    return PreparedData(tokenizer, {**splits}, folder, next(iter(recipe.evaluation.prompts), beginning))
+    return PreparedData(tokenizer, {**splits}, folder, (recipe.evaluation.prompts or (beginning,))[0])

@@ -104,11 +104,15 @@ def solve(
     return [(question, answer, right) for (question, right), answer in zip(problems, answers, strict=True)]
 
 
+def example(data: PreparedData) -> list[str]:
+    """What a model of text continues where the recipe has no prompts."""
+    return [data.example] if data.folder and data.example else []
+
+
 def final_samples(model: PreTrainedModel, data: PreparedData, recipe: Recipe) -> list[str]:
     """What a model can do, the same for the same weights: continued prompts, or one text of held-out problems."""
     split = data.splits.get("test", data.splits["validation"])
     if not isinstance(split, ArithmeticSplit):
-        prompts = recipe.evaluation.prompts or ([data.example] if data.example else [])
-        return continue_texts(model, data.tokenizer, prompts, recipe.run.seed, 200)
+        return continue_texts(model, data.tokenizer, recipe.evaluation.prompts or example(data), recipe.run.seed, 200)
     solved = solve(model, data.tokenizer, split, np.arange(min(5, len(split))))
     return ["\n".join(q + answer + (f"   (right: {right})" if answer != right else "") for q, answer, right in solved)]

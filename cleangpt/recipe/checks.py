@@ -114,7 +114,8 @@ def _check_arithmetic(recipe: Recipe) -> Mistakes:
 
 def _check_text(recipe: Recipe) -> Mistakes:
     data, tokenizer = recipe.data, recipe.tokenizer
-    if (tokenizer.path is None) == (tokenizer.train is None):
+    brings_one = data.path not in FILES and tokenizer.path is None  # or not, which is told when it is loaded
+    if (tokenizer.path is None) == (tokenizer.train is None) and not brings_one:
         keys = ["tokenizer", "tokenizer.path", "tokenizer.train", "data.path"]
         yield keys, "expected one of path and train, with the other null"
     if data.template is not None:
@@ -126,7 +127,7 @@ def _check_text(recipe: Recipe) -> Mistakes:
         yield ["data.path"], f"{message}use --data.path=text --data.data_files={data.path}"
     patterns = [file for files in data.files.values() for file in files if data.path in FILES and "://" not in file]
     for pattern in patterns:
-        matches = glob.glob(pattern, recursive=True)
+        matches = [pattern] if Path(pattern).exists() else glob.glob(pattern, recursive=True)
         wrong = [] if matches else [f"expected an existing file, got {pattern!r}"]
         wrong += [f"expected a file, got the folder {match!r}" for match in matches if Path(match).is_dir()]
         wrong += [f"expected text, got the empty file {match!r}" for match in matches if not Path(match).stat().st_size]

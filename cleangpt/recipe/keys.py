@@ -62,7 +62,7 @@ class TokenizerTraining(Section):  # on the train split
 
 
 class Tokenizer(Section):
-    """Text to ids. Arithmetic has its own tokenizer and needs neither key."""
+    """Text to ids. Arithmetic and datasets that `prepare_data.py` pushed bring their own and need neither key."""
 
     path: Text | None = None
     """A saved tokenizer's folder, or a Hub id."""
@@ -74,7 +74,8 @@ class Data(Section):
     """What to train on."""
 
     path: Text
-    """`text`, `json`, `parquet` or `csv` for files, a Hub id, or `addition` or `multiplication` (generated)."""
+    """`text`, `json`, `parquet` or `csv` for files, a Hub id, a folder that `save_to_disk` wrote, or `addition` or
+    `multiplication` (generated). Rows with `input_ids` (and `labels`) are taken as they are."""
     name: Text | None = None
     """Configuration of the Hub dataset."""
     revision: Text | None = None
@@ -83,7 +84,7 @@ class Data(Section):
     """A file, glob pattern or URL, a list of them, or a mapping from split to them."""
     split: Annotated[dict[str, Positive], AfterValidator(ReadOnly)] | None = None
     """Fractions of train (text by characters, tables by rows, problems by index); null: train 0.9, validation 0.1, or
-    for arithmetic train 0.7, validation 0.15, test 0.15. Ignored for text that comes with a validation split."""
+    for arithmetic train 0.7, validation 0.15, test 0.15. `{train: 0.1}` takes a part of text that brings validation."""
     text_column: Text = "text"
     """Column that holds the text."""
     template: Text | None = None
@@ -220,8 +221,9 @@ class Evaluation(Section):
     """Sequences per forward pass of one process."""
     max_batches: Count | None = None
     """Batches per evaluation, over all processes; null means the whole split."""
-    prompts: tuple[Text, ...] = ()
-    """Texts to continue at each evaluation, always with the same seed; an unknown character is read as `<unk>`."""
+    prompts: tuple[Text, ...] | None = None
+    """Texts to continue at each evaluation, always with the same seed; an unknown character is read as `<unk>`. Null
+    takes the beginning of the text's validation split."""
     num_problems: Count | None = None
     """Arithmetic: problems per evaluation; null means all. The end grades the test split, at most 200,000 problems."""
 

@@ -7,6 +7,7 @@ several keys. All mistakes are reported at once.
 """
 
 import functools
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             problems.append((text, "expected --section.key=value"))
             continue
         try:
-            layers.append(OmegaConf.from_dotlist([text[2:]]))
+            layers.append(OmegaConf.from_dotlist([_quote_template(text[2:])]))
         except (OmegaConfBaseException, YAMLError, ValueError) as error:
             problems.append((text, f"expected a value as YAML writes it: {error}"))
     try:
@@ -39,6 +40,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except (OmegaConfBaseException, TypeError) as error:
         raise UserError(*problems, (str(path), f"sections cannot be merged: {error}")) from error
     return parse_recipe(merged, Path(path).stem, problems)
+
+
+def _quote_template(assignment: str) -> str:
+    """`data.template={question}` as YAML reads it: text, where braces would make a mapping."""
+    key, _, value = assignment.partition("=")
+    is_yaml = key != "data.template" or value == "null" or value[:1] in ("'", '"')
+    return assignment if is_yaml else f"{key}={json.dumps(value)}"
 
 
 def parse_command(arguments: Sequence[str]) -> Recipe:

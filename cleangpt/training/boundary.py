@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..data.arithmetic import ArithmeticSplit
 from ..evaluation.evaluate import MAX_GRADED, evaluate
-from ..evaluation.writing import continue_texts, final_samples
+from ..evaluation.writing import continue_texts, example, final_samples
 from ..files import write_folder
 from ..hardware import describe_hardware
 from ..models.statistics import weight_norms
@@ -47,9 +47,9 @@ def evaluate_validation(run: TrainingRun) -> dict[str, float]:
     metrics = {f"eval/{name}": value for name, value in figures.items()}
     watched = run.loader.coverage(progress.step) | weight_norms(run.model)
     run.tracker.log_evaluation(progress.step, progress.tokens, metrics, watched)
-    if evaluation.prompts:
+    if prompts := example(run.data) if evaluation.prompts is None else evaluation.prompts:
         model = run.accelerator.unwrap_model(run.model)
-        texts = continue_texts(model, run.data.tokenizer, evaluation.prompts, run.recipe.run.seed, 100)
+        texts = continue_texts(model, run.data.tokenizer, prompts, run.recipe.run.seed, 100)
         run.tracker.log_samples(progress.step, texts)
     return metrics
 

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -14,9 +15,9 @@ import numpy as np
 import torch
 
 from cleangpt.data.arithmetic import ArithmeticSplit
+from cleangpt.data.encoding import build_text, describe_split, to_table, write_tables
 from cleangpt.data.loader import Loader, Share
-from cleangpt.data.packing import TextSplit, write_column
-from cleangpt.data.text import build_text
+from cleangpt.data.packing import TextSplit
 from cleangpt.data.tokenization import arithmetic_tokenizer, bpe_tokenizer, character_tokenizer
 from cleangpt.recipe import schedules
 from cleangpt.recipe.keys import Data, Recipe
@@ -89,22 +90,31 @@ def measure_building(text: Path, rounds: int, folder: Path) -> Iterator[tuple[st
     for name, tokenizer in tokenizers.items():
         encode = functools.partial(tokenizer.backend_tokenizer.encode_batch, lines, add_special_tokens=False)
 
-        def build(name=name, tokenizer=tokenizer) -> None:
+        def build(section=section, tokenizer=tokenizer) -> None:
             datasets.config.HF_DATASETS_CACHE = folder / f"cache-{time.perf_counter_ns()}"
-            build_text(section, lambda texts: tokenizer, name)
+            build_text(section, tokenizer)
 
-        sides = {"encode_batch": encode, "ours, packed on disk": build}
+        several = functools.partial(build, section.model_copy(update={"num_proc": 2}))
+        sides = {"encode_batch": encode, "ours, packed on disk": build, "ours, num_proc 2": several}
         speeds = {side: lambda work=work: text.stat().st_size / 1e6 / seconds(work) for side, work in sides.items()}
         yield f"tokenize, {name}, MB of text a second", in_turn(speeds, rounds)
+
+
+def write_split(folder: Path, ids: np.ndarray, length: int = 200) -> None:
+    """A train split of documents of `length` tokens, as `build_text` leaves it."""
+    parts = (ids[i : i + 2500 * length] for i in range(0, len(ids), 2500 * length))
+    write_tables(
+        (to_table(np.split(part, range(length, len(part), length))) for part in parts), folder / "train/data.arrow"
+    )
+    counts = {"tokens": describe_split(folder / "train", "train"), "documents": -(-len(ids) // length), "bytes": 1}
+    (folder / "summary.json").write_text(json.dumps({"train": counts}))
 
 
 def measure_loader(rounds: int, folder: Path) -> Iterator[tuple[str, dict[str, list[float]]]]:
     """Million tokens a second."""
     ids = np.random.default_rng(0).integers(0, 5000, 50_000_000).astype(np.uint16)
     ids.tofile(folder / "train.bin")
-    write_column(folder / "train.arrow", "input_ids", ids)
-    write_column(folder / "train.documents.arrow", "start", np.arange(0, len(ids), 200))
-    (folder / "summary.json").write_text('{"train": {"bytes": 1}}')
+    write_split(folder, ids)
     for rows, time_ in ROWS:
 
         def sliced(rows=rows, time_=time_) -> None:

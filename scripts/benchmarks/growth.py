@@ -17,11 +17,13 @@ from matplotlib.figure import Figure
 
 from cleangpt import NanoGPTConfig, NanoGPTForCausalLM
 from cleangpt.data.loader import Loader, Share
-from cleangpt.data.packing import TextSplit, write_column
+from cleangpt.data.packing import TextSplit
 from cleangpt.recipe import schedules
 from cleangpt.recipe.keys import Optimizer, Training
 from cleangpt.training.optim import build_optimizers
 from cleangpt.training.step import accumulate, update
+
+from .data import write_split
 
 USUAL = {"block_size": 128, "hidden_size": 128, "vocab_size": 256, "megatokens": 1}
 AXES = {
@@ -58,9 +60,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, 
 
 def write_stream(folder: Path, megatokens: int) -> None:
     ids = np.random.default_rng(0).integers(0, 65, megatokens * 1_000_000, np.uint16)
-    write_column(folder / "train.arrow", "input_ids", ids)
-    write_column(folder / "train.documents.arrow", "start", np.arange(0, len(ids), 200))
-    (folder / "summary.json").write_text('{"train": {"bytes": 1}}')
+    write_split(folder, ids)
 
 
 def step_times(folder: Path, shape: dict[str, int], rounds: int) -> list[float]:

@@ -2,10 +2,9 @@
 
     python scripts/prepare_data.py recipes/tinystory.yaml [--section.key=value ...]
 
-Ends with a table and, in the cache folder, a histogram of the documents' lengths. Training finds what was built here.
-`--push REPO_ID` puts it on the Hub too, for machines that shall not build it again; they get it by
-
-    hf download --repo-type dataset REPO_ID --local-dir ~/.cache/huggingface/datasets/cleangpt
+Ends with a table, a histogram of the documents' lengths, and the line that opens what was built with HF datasets.
+Training finds it. `--push REPO_ID` publishes it, with its tokenizer and a card, as a dataset that `data.path: REPO_ID`
+takes as it is.
 """
 
 import argparse
@@ -16,13 +15,32 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from cleangpt.data.packing import document_lengths, summarize
+from cleangpt.data.packing import document_lengths
 from cleangpt.data.prepare import PreparedData
+from cleangpt.data.stream import summarize
 from cleangpt.errors import UserError, exit_code
+from cleangpt.recipe.keys import Recipe
 from cleangpt.recipe.reading import load_recipe
-from cleangpt.reporting.hub import push_folder
+from cleangpt.reporting.hub import push_dataset
 from cleangpt.training.setup import load_data
 
+CARD = """# {repo_id}
+
+Text tokenized by CleanGPT, a document a row: `input_ids` end with the end token.
+
+    from datasets import load_dataset
+    data = load_dataset("{repo_id}")
+
+| split | documents | tokens | bytes of text |
+|---|---|---|---|
+{rows}
+
+The tokenizer, {tokenizer}, is in `tokenizer/`. In a recipe of CleanGPT, `data.path: {repo_id}` without `data_files` and
+with `tokenizer: {{path: null, train: null}}` takes both as they are. Made by this recipe:
+
+```yaml
+{recipe}```
+"""
 QUANTILES = {"min": 0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "max": 1}
 
 
@@ -36,15 +54,21 @@ def main() -> None:
     recipe, data = load_data(recipe)
     report(data, time.perf_counter() - started)
     if arguments.push:
-        push(data, arguments.push, recipe.hub.private)
+        push(data, arguments.push, recipe)
 
 
-def push(data: PreparedData, repo_id: str, private: bool) -> None:
-    """Puts the built folder on the Hub."""
+def push(data: PreparedData, repo_id: str, recipe: Recipe) -> None:
+    """Publishes the built splits as a dataset, their tokenizer and card in the same repository."""
     if data.folder is None:
         raise UserError(("--push", "expected data that is built, arithmetic is computed"))
+    rows = "\n".join(
+        f"| {name} | {counts['documents']:,} | {counts['tokens']:,} | {counts['bytes']:,} |"
+        for name, counts in summarize(data.folder).items()
+    )
+    tokenizer = f"{type(data.tokenizer).__name__} with {len(data.tokenizer):,} ids"
+    card = CARD.format(repo_id=repo_id, rows=rows, tokenizer=tokenizer, recipe=recipe.to_yaml())
     try:
-        print(f"pushed to {push_folder(data.folder, repo_id, private, 'Built data', kind='dataset')}")
+        print(f"pushed to {push_dataset(data.folder, repo_id, recipe.hub.private, card)}")
     except ConnectionError as error:
         raise UserError(("--push", str(error))) from None
 
@@ -57,7 +81,7 @@ def report(data: PreparedData, seconds: float) -> None:
         return
     print(f"{'split':12} {'documents':>12} {'tokens':>15} {'bytes of text':>15} {'bytes on disk':>15}")
     for name, counts in summarize(data.folder).items():
-        disk = sum(file.stat().st_size for file in data.folder.glob(f"{name}.*"))
+        disk = sum(file.stat().st_size for file in data.folder.glob(f"{name}/*"))
         print(f"{name:12} {counts['documents']:12,} {counts['tokens']:15,} {counts['bytes']:15,} {disk:15,}")
         if counts["empty"]:
             print(f"{'':12} {counts['empty']:12,} rows without text were skipped")
@@ -69,6 +93,7 @@ def report(data: PreparedData, seconds: float) -> None:
     picture = data.folder / "documents.png"
     draw(lengths, picture)
     print(f"{seconds:.1f} s, vocabulary {len(data.tokenizer):,}, in {data.folder}, lengths drawn in {picture}")
+    print(f'To open it: datasets.load_from_disk("{data.folder}")')
 
 
 def draw(lengths: np.ndarray, path: Path) -> None:

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_command, run_python
+from conftest import ROOT, run_python
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import cleangpt.reporting.hub
 from cleangpt import Stopped, UserError, load_recipe, train
 from cleangpt.data.prepare import prepare_data
+from cleangpt.data.stream import summarize
 from cleangpt.reporting.hub import Publisher, push_folder
 from cleangpt.training.checkpoint import is_whole
 
@@ -252,15 +253,18 @@ def test_the_repository_is_checked_before_the_run(tiny_text):
 
 
 def test_built_data_go_to_the_hub_and_back(hub, tiny_text, tmp_path):
-    built = prepare_data(load_recipe(tiny_text)).folder
+    built = prepare_data(load_recipe(tiny_text))
     done = run_python("scripts/prepare_data.py", tiny_text, "--push", "me/data", **hub.environment)
     assert done.returncode == 0, done.stderr
-    download = ["download", "--repo-type", "dataset", "me/data", "--local-dir", tmp_path / "cache" / "cleangpt"]
-    assert run_command(Path(sys.executable).with_name("hf"), *download, **hub.environment).returncode == 0
-    back = tmp_path / "cache" / "cleangpt" / built.name
-    names = sorted(path.relative_to(built) for path in built.rglob("*") if path.is_file())
-    assert all((back / name).read_bytes() == (built / name).read_bytes() for name in names)
-    data = (back / "train.arrow").stat().st_mtime_ns
-    done = run_python("scripts/prepare_data.py", tiny_text, HF_DATASETS_CACHE=str(tmp_path / "cache"))
-    assert done.returncode == 0 and str(back) in done.stdout
-    assert (back / "train.arrow").stat().st_mtime_ns == data  # found, not built again
+    card = hub.files("me/data", "datasets")["README.md"].decode()
+    assert f"| train | 1 | {summarize(built.folder)['train']['tokens']:,} |" in card and "kind: char" in card
+    read = "import datasets; print(datasets.load_dataset('me/data')['validation']['input_ids'][0][:9])"
+    elsewhere = hub.environment | {"HF_HOME": str(tmp_path / "home")}
+    done = run_python("-c", read, **elsewhere)
+    expected = next(iter(built.splits["validation"].stream))[:9].tolist()
+    assert done.returncode == 0 and done.stdout.strip() == str(expected), done.stderr
+    taken = ["--data.path=me/data", "--data.data_files=null", "--tokenizer.train=null"]
+    done = run_python("train.py", tiny_text, *taken, **elsewhere)
+    assert done.returncode == 0, done.stderr
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "outputs" / "tiny" / "final")
+    assert tokenizer.get_vocab() == built.tokenizer.get_vocab()

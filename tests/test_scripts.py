@@ -182,7 +182,8 @@ def test_data_is_prepared_without_training(stories_recipe, tmp_path):
     done = run_python("scripts/prepare_data.py", stories_recipe)
     assert done.returncode == 0, done.stderr
     assert "36" in done.stdout and "tokens per document of train: min" in done.stdout
-    picture = Path(done.stdout.split("lengths drawn in ")[1].strip())
+    picture = Path(done.stdout.split("lengths drawn in ")[1].splitlines()[0])
+    assert f'datasets.load_from_disk("{picture.parent}")' in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "outputs").exists()
 

@@ -229,7 +229,7 @@ def test_without_prompts_samples_start_where_the_validation_split_does(tiny_text
     beginning = text_file.read_text()[int(len(text_file.read_text()) * 0.9) :][:8]
     assert capsys.readouterr().out.count(beginning) >= 3  # at each boundary and at the end
     train(load_recipe(tiny_text, ["--evaluation.prompts=[]", "--run.name=silent"]))
-    assert capsys.readouterr().out.count(beginning) == 1
+    assert beginning not in capsys.readouterr().out
 
 
 def test_metrics_after_the_checkpoint_are_written_anew(tiny_text):

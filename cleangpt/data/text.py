@@ -104,7 +104,7 @@ def load_splits(data: Data) -> dict[str, Any]:
     readers: dict[str, dict[str, Any]] = {
         "text": {"sample_by": "line", "keep_linebreaks": True, "chunksize": CHUNK, "encoding": "utf-8-sig"},
         "json": {"chunksize": CHUNK},
-        "csv": {"converters": dict.fromkeys(data.columns, str)},  # "NA" and "007" are text
+        "csv": {"converters": dict.fromkeys(data.columns, str), "keep_default_na": False},  # "NA" and "007" are text
     }
     options = readers.get(data.path, {}) | {"streaming": bool(files)}
     try:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
+import datasets
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_session, get_token
 from huggingface_hub.utils import disable_progress_bars
 
@@ -40,7 +41,7 @@ def push_folder(
     """Uploads a folder as one commit, to a new repository if necessary, and returns the repository's full id.
 
     Args:
-        folder: a saved model, or built data, which keeps its folder's name in the repository.
+        folder: a saved model, or a part of a dataset, which keeps its folder's name in the repository.
         repo_id: `user/name`, or `name` in the token's namespace.
         beside: further files and folders by their path in the repository.
         kind: `model` or `dataset`.
@@ -66,11 +67,31 @@ def push_folder(
         added = [CommitOperationAdd(*file) for file in (files | published_card(files, repo_id)).items()]
         api.create_commit(repo_id, [*added, *map(CommitOperationDelete, stale)], commit_message=message, repo_type=kind)
     except Exception as error:  # network and Hub raise many kinds
-        text, token = " ".join(f"{type(error).__name__}: {error}".split()), get_token()
-        raise ConnectionError(text.replace(token, "***") if token else text) from None
+        raise ConnectionError(_without_token(error)) from None
     finally:
         session.timeout = timeout
     return repo_id
+
+
+def push_dataset(folder: Path, repo_id: str, private: bool, card: str) -> str:
+    """Publishes built data (see `build_text`) as a dataset, with its tokenizer and `card`, as `push_folder` does."""
+    with tempfile.TemporaryDirectory() as temporary:
+        readme = Path(temporary, "README.md")
+        readme.write_text(card)
+        repo_id = push_folder(
+            folder / "tokenizer", repo_id, private, "Tokenizer and card", {"README.md": readme}, "dataset"
+        )
+    try:
+        datasets.load_from_disk(str(folder)).push_to_hub(repo_id)  # which adds to the card how to read it
+    except Exception as error:
+        raise ConnectionError(_without_token(error)) from None
+    return repo_id
+
+
+def _without_token(error: Exception) -> str:
+    """An error in one line that holds no token."""
+    text, token = " ".join(f"{type(error).__name__}: {error}".split()), get_token()
+    return text.replace(token, "***") if token else text
 
 
 @dataclass

@@ -12,6 +12,8 @@ import pytest
 from conftest import ROOT
 
 from cleangpt import load_recipe, train
+from cleangpt.data.prepare import prepare_data
+from cleangpt.data.stream import summarize
 
 PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("README*.md")])
 RECIPES = sorted(path.stem for path in ROOT.glob("recipes/*.yaml"))
@@ -101,7 +103,14 @@ def workshop(tmp_path, monkeypatch, text_file) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["first-model", "your-text", "your-architecture"])
+def test_the_page_on_data_reads_what_was_built(tiny_text, capsys):
+    folder = prepare_data(load_recipe(tiny_text, ["--data.block_size=16"])).folder
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL)
+    exec(code.replace('"..."', repr(str(folder))), {})
+    assert capsys.readouterr().out.splitlines()[-1] == str(summarize(folder)["train"]["tokens"])
+
+
+@pytest.mark.parametrize("name", ["first-model", "your-text", "your-architecture", "data"])
 def test_what_a_page_tells_to_run_runs(name, workshop, monkeypatch):
     if name == "first-model":  # what `make train` leaves
         train(load_recipe("recipes/adder.yaml", [*STEPS, SPLIT]))
@@ -112,4 +121,4 @@ def test_what_a_page_tells_to_run_runs(name, workshop, monkeypatch):
         arithmetic = [SPLIT] if "recipes/adder.yaml" in arguments else []
         tiny = {"train.py": STEPS + arithmetic, "scripts/evaluate_model.py": arithmetic}.get(script, [])
         run(script, [*arguments, *tiny], monkeypatch)
-    assert list((workshop / "outputs").glob("*/final/README.md"))
+    assert name == "data" or list((workshop / "outputs").glob("*/final/README.md"))

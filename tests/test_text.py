@@ -413,13 +413,19 @@ def test_files_that_bring_ids_and_labels_are_taken_as_they_are(stories, ready, t
         ({"input_ids": [1], "labels": [-1]}, "expected labels below the tokenizer's 300, got -1 in the train split"),
         ({"input_ids": [1], "labels": [1, 2]}, "expected as many labels as input_ids, got 2 and 1"),
         ({"input_ids": ["a"]}, "cannot be loaded"),
-        ({"input_ids": []}, "no text for the train split"),
+        ({"input_ids": [], "labels": []}, "no text for the train split"),
     ],
 )  # fmt: skip
 def test_ids_that_do_not_fit_are_refused(stories, ready, tmp_path, row, message):
     Dataset.from_list([row] * 20).to_json(str(tmp_path / "rows"))
     options = [f"--data.data_files={tmp_path / 'rows'}", f"--tokenizer.path={ready[1] / 'tokenizer'}"]
     assert message in next(iter(problems_of(stories, "--tokenizer.train=null", *options).values()))
+
+
+def test_broken_files_are_told_with_a_saved_tokenizer_too(stories, ready, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"input_ids": \n')
+    options = [f"--data.data_files={tmp_path / 'bad.jsonl'}", f"--tokenizer.path={ready[1] / 'tokenizer'}"]
+    assert "line 1: expected JSON" in problems_of(stories, "--tokenizer.train=null", *options)["data.data_files"]
 
 
 def test_a_dataset_without_tokenizer_is_told(stories, tmp_path):

@@ -51,7 +51,7 @@ def build_text(data: Data, tokenizer: PreTrainedTokenizerFast | TokenizerTrainin
             datasets.disable_progress_bars()  # they are for who watches
         splits = raw or load_splits(data)
         known: Any = tokenizer
-        has_ids = isinstance(tokenizer, PreTrainedTokenizerFast) and brings_ids(splits)
+        has_ids = isinstance(tokenizer, PreTrainedTokenizerFast) and brings_ids(splits, data)
         write = functools.partial(_write_ids, known) if has_ids else _write_texts
         summary = {name: write(rows(), name, folder) for name, rows in cut(splits, data, has_ids).items()}
         for name, counts in summary.items():

@@ -142,10 +142,10 @@ def _find_mistake(file: str, is_json: bool) -> str | None:
     return None
 
 
-def brings_ids(raw: dict[str, Any]) -> bool:
+def brings_ids(raw: dict[str, Any], data: Data) -> bool:
     """Whether the rows are tokenized already, in a column `input_ids`."""
-    first = next(iter(next(iter(raw.values())).with_format("arrow").iter(1)), None)
-    return first is not None and "input_ids" in first.column_names
+    first = next(iter(raw.values()))
+    return next(_rows(first, data, lambda table, _: iter(["input_ids" in table.column_names])), False)
 
 
 def _rows(dataset: Any, data: Data, read: Callable[[pyarrow.Table, Data], Iterator[Any]]) -> Iterator[Any]:

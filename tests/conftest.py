@@ -70,6 +70,7 @@ def tiny_text(write_recipe, text_file) -> Path:
         tokenizer={"train": {"kind": "char"}},
         model={"model_type": "nanogpt", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
         training={"max_steps": 6, "batch_size": 4, "macro_batch": 3},
+        evaluation={"prompts": []},  # samples at the end only, which take their time
         tracking={"log_every": 1},
     )
 

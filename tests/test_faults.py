@@ -115,15 +115,16 @@ def slow_at(phase: str, recipe: str, overrides: list[str], reached: str) -> int:
     """`faults.run` that takes its time in one phase, once it has said that it reached it."""
     import datasets
 
-    import cleangpt.data.text
+    import cleangpt.data.encoding
     import cleangpt.training.boundary
     import cleangpt.training.checkpoint
     import cleangpt.training.loop
 
-    if phase == "data build":
+    if phase.startswith("data"):
         datasets.config.HF_DATASETS_CACHE = f"{reached}.cache"
     owner, name = {
-        "data build": (cleangpt.data.text, "_tokenize"),
+        "data build": (cleangpt.data.encoding, "tokenize"),
+        "data workers": (cleangpt.data.encoding.Encoder, "encode"),
         "step": (cleangpt.training.loop, "accumulate"),
         "evaluation": (cleangpt.training.boundary, "evaluate"),
         "saving": (cleangpt.training.checkpoint, "save_file"),
@@ -133,7 +134,7 @@ def slow_at(phase: str, recipe: str, overrides: list[str], reached: str) -> int:
     def outer(*arguments, **more):
         nonlocal calls
         calls += 1
-        if calls == (1 if phase in ("data build", "saving") else 2):
+        if calls == (1 if phase in ("data build", "data workers", "saving") else 2):
             Path(reached).touch()
             time.sleep(0.3)
         return inner(*arguments, **more)
@@ -144,19 +145,20 @@ def slow_at(phase: str, recipe: str, overrides: list[str], reached: str) -> int:
 
 @pytest.mark.parametrize("times", [1, soak(20)])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-@pytest.mark.parametrize("phase", ["data build", "step", "evaluation", "saving"])
+@pytest.mark.parametrize("phase", ["data build", "data workers", "step", "evaluation", "saving"])
 def test_a_signal_in_any_phase_saves_and_loses_nothing(tiny_text, reference, tmp_path, phase, number, times):
     for count in range(times):
         name = f"{phase.replace(' ', '-')}-{number.name}-{count}"
         reached = tmp_path / f"{name}.reached"
-        process = faults.start(slow_at, phase, str(tiny_text), options(name), str(reached))
+        workers = ["--data.num_proc=2"] if phase == "data workers" else []
+        process = faults.start(slow_at, phase, str(tiny_text), [*options(name), *workers], str(reached))
         while not reached.exists() and process.exitcode is None:
             time.sleep(0.005)
         os.kill(process.pid, number)
         process.join(WAIT)
         assert process.exitcode == (130 if number == signal.SIGINT else 143)
         checkpoints = list((tiny_text.parent / "outputs" / name / "checkpoints").glob("step-*"))
-        assert (phase == "data build") == (not checkpoints)
+        assert phase.startswith("data") == (not checkpoints)
         assert finish(tiny_text, name) == 0
         assert left_of(tiny_text, name) == reference["left"]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import multiprocess
 import numpy as np
 import pyarrow
 from datasets import Dataset
@@ -179,8 +180,9 @@ class Encoder:
 
     def __call__(self, rows: pyarrow.Table) -> pyarrow.Table:
         if os.getpid() != self.process:
-            for number in (signal.SIGTERM, signal.SIGUSR1):
-                signal.signal(number, signal.SIG_DFL)  # the run's handlers are not for its workers
+            for number in (signal.SIGTERM, signal.SIGUSR1):  # the run's handlers are not for its workers,
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it ends after a Ctrl-C
         release_file(self.texts)
         return self.encode(rows.column("texts").chunk(0).flatten().to_pylist())
 
@@ -204,16 +206,19 @@ class Encoder:
 def tokenize(encoder: Encoder, folder: Path, key: str, num_proc: int | None) -> None:
     """Tokenizes the encoder's texts with `Dataset.map` into `folder`; the result's fingerprint is `key`."""
     source = Dataset.from_file(str(encoder.texts))
-    source.with_format("arrow").map(
-        encoder,
-        batched=True,
-        batch_size=1,
-        remove_columns=source.column_names,
-        cache_file_name=str(folder / "data.arrow"),
-        new_fingerprint=key,
-        num_proc=num_proc and min(num_proc, len(source)),
-        desc=f"Tokenizing {folder.name}",
-    )
+    try:
+        source.with_format("arrow").map(
+            encoder,
+            batched=True,
+            batch_size=1,
+            remove_columns=source.column_names,
+            cache_file_name=str(folder / "data.arrow"),
+            new_fingerprint=key,
+            num_proc=num_proc and min(num_proc, len(source)),
+            desc=f"Tokenizing {folder.name}",
+        )
+    except multiprocess.TimeoutError as error:  # of workers that end late, after what really went wrong
+        raise error.__context__ or error from None
 
 
 def describe_split(folder: Path, key: str) -> int:

@@ -38,7 +38,7 @@ class TextSplit:
     def count_targets(self, indices: np.ndarray) -> int:
         """The number of targets in the rows at `indices` (n,), without reading a token."""
         first = self._first(indices)
-        last = np.minimum(first + self.sequence_length, len(self.tokens) - 1)  # the place of the last target
+        last = np.minimum(first + self.sequence_length, len(self.stream) - 1)  # the place of the last target
         starts = np.empty(0, np.int64) if self.starts is None else self.starts
         seams = np.searchsorted(starts, last, "right") - np.searchsorted(starts, first, "right")
         return int((last - first - seams).sum())

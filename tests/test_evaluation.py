@@ -50,8 +50,9 @@ def test_documents_are_measured_alone(tiny_text, stories_file, accelerator, pack
     _, data = load_data(load_recipe(tiny_text, [*options, f"--data.packing={packing}"]))
     model, split = model_for(data), data.splits["validation"]
     total = count = 0
-    for start in range(0, len(split.tokens) - 1, 32):
-        window = torch.from_numpy(split.tokens[start : start + 33].astype(np.int64))
+    tokens = np.concatenate([*split.stream]).astype(np.int64)
+    for start in range(0, len(tokens) - 1, 32):
+        window = torch.from_numpy(tokens[start : start + 33])
         ends = (
             (window[:-1] == data.tokenizer.eos_token_id).nonzero().flatten().tolist() if packing == "documents" else []
         )
@@ -64,7 +65,7 @@ def test_documents_are_measured_alone(tiny_text, stories_file, accelerator, pack
     metrics = evaluate(accelerator, model, split, batch_size=3)
     assert count == split.num_targets
     assert metrics["loss"] == pytest.approx(total / count, rel=1e-5)
-    text = data.tokenizer.decode(split.tokens, skip_special_tokens=True)
+    text = data.tokenizer.decode(tokens, skip_special_tokens=True)
     assert metrics["bits_per_byte"] == pytest.approx(total / math.log(2) / len(text.encode()), rel=1e-5)
 
 

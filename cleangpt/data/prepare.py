@@ -34,7 +34,7 @@ class PreparedData:
     @property
     def sizes(self) -> dict[str, int]:
         """The number of tokens of text, or of problems, in each split."""
-        return {name: len(s.tokens) if isinstance(s, TextSplit) else len(s) for name, s in self.splits.items()}
+        return {name: len(s.stream) if isinstance(s, TextSplit) else len(s) for name, s in self.splits.items()}
 
 
 def prepare_data(recipe: Recipe) -> PreparedData:

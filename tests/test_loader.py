@@ -11,7 +11,7 @@ from cleangpt.data.splits import IGNORED
 
 
 class Numbers:
-    """A split whose row i is the number i, with a ragged number of targets."""
+    """A split whose row n is the number n % length, with a ragged number of targets."""
 
     sequence_length = 3
 
@@ -22,10 +22,10 @@ class Numbers:
         return self.num_sequences
 
     def count_targets(self, indices: np.ndarray) -> int:
-        return int((indices % 3 + 1).sum())
+        return int((indices % self.num_sequences % 3 + 1).sum())
 
     def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        rows = np.repeat(np.asarray(indices, np.int64)[:, None], 3, axis=1)
+        rows = np.repeat((indices % self.num_sequences)[:, None], 3, axis=1)
         targets = np.where(np.arange(3) <= rows % 3, rows, IGNORED)
         return {"input_ids": rows, "targets": targets}
 
@@ -74,7 +74,7 @@ def test_every_epoch_has_every_sample_once(length, batch_size, growth):
     steps = loader(length, batch_size, 30, growth=growth)
     drawn = [int(sample) for step in range(1, 31) for sample in steps.indices(step)]
     for start in range(0, len(drawn) - length + 1, length):
-        assert sorted(drawn[start : start + length]) == list(range(length))
+        assert sorted(drawn[start : start + length]) == list(range(start, start + length))
 
 
 def test_targets_are_counted_over_all_processes():
@@ -87,7 +87,7 @@ def test_targets_are_counted_over_all_processes():
 @given(length=st.integers(1, 50), batch_size=st.integers(1, 9), step=st.integers(0, 30))
 def test_coverage_is_what_counting_gives(length, batch_size, step):
     steps = loader(length, batch_size, 30)
-    drawn = [int(sample) for number in range(1, step + 1) for sample in steps.indices(number)]
+    drawn = [int(sample) for number in range(1, step + 1) for sample in steps.indices(number) % length]
     counts = np.bincount(drawn, minlength=length)
     assert steps.coverage(step) == {
         "data/coverage": (counts > 0).mean(),

@@ -88,10 +88,12 @@ def test_ids_take_two_bytes_and_are_mapped_not_read(stories):
     assert not tokens.flags.owndata and not tokens.flags.writeable
 
 
-def split_of(tokens: list[int], starts: list[int], block_size: int, packing: str, folder: Path) -> TextSplit:
+def split_of(
+    tokens: list[int], starts: list[int], block_size: int, packing: str, folder: Path, seed: int = 0
+) -> TextSplit:
     """A split of the given tokens and documents."""
     write_split(folder, "train", np.split(np.array(tokens, np.uint16), starts[1:]))
-    return TextSplit(folder, "train", block_size, packing)
+    return TextSplit(folder, "train", block_size, packing, seed)
 
 
 def test_windows_start_anywhere(tmp_path):
@@ -131,6 +133,107 @@ def test_packed_documents_restart_and_lose_no_target_but_seams(tmp_path_factory,
                 assert position == positions[place - 1] + 1
             elif token != inputs[place - 1]:
                 assert position == 0
+
+
+def pad(rows: list[list[int]], width: int, filler: int) -> list[list[int]]:
+    return [row + [filler] * (width - len(row)) for row in rows]
+
+
+@settings(max_examples=100, deadline=None)
+@given(length=st.integers(2, 40), block_size=st.integers(1, 12), epoch=st.integers(0, 20), seed=st.integers(0, 3))
+def test_blocks_of_an_epoch_go_round_from_its_offset(tmp_path_factory, length, block_size, epoch, seed):
+    split = split_of(list(range(length)), [0], block_size, "blocks", tmp_path_factory.mktemp("split"), seed)
+    numbers = epoch * len(split) + np.arange(len(split))
+    batch = split[numbers]
+    offset = int(batch["input_ids"][0, 0])
+    assert (offset < block_size) and (epoch > 0 or offset == 0)
+    pairs = [(token, token + 1) for token in range(length - 1)]  # all there is to learn
+    pairs = pairs[offset % len(pairs) :] + pairs[: offset % len(pairs)]
+    rows = [pairs[start : start + block_size] for start in range(0, len(pairs), block_size)]
+    assert batch["input_ids"].tolist() == pad([[one for one, _ in row] for row in rows], block_size, length - 1)
+    assert batch["targets"].tolist() == pad([[other for _, other in row] for row in rows], block_size, IGNORED)
+    assert split.count_targets(numbers) == length - 1
+
+
+@given(block_size=st.integers(1, 30), seed=st.integers(0, 2**63 - 1))
+def test_blocks_take_each_offset_once_before_one_comes_again(tmp_path_factory, block_size, seed):
+    split = split_of(list(range(100)), [0], block_size, "blocks", tmp_path_factory.mktemp("split"), seed)
+    firsts = split[np.arange(2 * block_size) * len(split)]["input_ids"][:, 0].tolist()
+    assert sorted(firsts[:block_size]) == list(range(block_size))
+    assert firsts[block_size:] == firsts[:block_size] and firsts[0] == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8),
+    block_size=st.integers(1, 12),
+    epoch=st.integers(0, 20),
+    seed=st.integers(0, 3),
+)
+def test_an_epoch_has_all_documents_end_to_end_in_an_order_of_its_own(
+    tmp_path_factory, lengths, block_size, epoch, seed
+):
+    if sum(lengths) < 2:
+        return
+    texts, tokens = [], itertools.count()
+    for length in lengths:
+        texts.append(list(itertools.islice(tokens, length)))
+    flat, starts = list(itertools.chain(*texts)), [text[0] for text in texts]
+    split = split_of(flat, starts, block_size, "documents", tmp_path_factory.mktemp("split"), seed)
+    numbers = epoch * len(split) + np.arange(len(split))
+    batch = split[numbers]
+    drawn = batch["input_ids"].flatten().tolist()
+    order = sorted(texts, key=lambda text: drawn.index(text[0]) if text[0] in drawn else len(drawn))
+    assert epoch > 0 or order == texts
+
+    tokens = [token for text in order for token in text]
+    targets = [token if token not in starts else IGNORED for token in tokens[1:]]
+    places = [place for text in order for place in range(len(text))]
+    rows = range(0, len(targets), block_size)
+    inputs = [tokens[row : row + block_size] for row in rows]
+    inputs[-1] = inputs[-1][: len(targets) - rows[-1]]
+    assert batch["input_ids"].tolist() == pad(inputs, block_size, tokens[-1])
+    assert batch["targets"].tolist() == pad([targets[row : row + block_size] for row in rows], block_size, IGNORED)
+    assert split.count_targets(numbers) == len(flat) - len(texts)
+    for row, positions in zip(rows, batch["position_ids"].tolist(), strict=True):
+        for place in range(min(block_size, len(targets) - row)):  # counted from the document's, or the row's, start
+            assert positions[place] == min(places[row + place], place)
+
+
+def test_orders_of_documents_differ_from_epoch_to_epoch_and_seed_to_seed(tmp_path):
+    orders = set()
+    for seed in range(3):
+        split = split_of(list(range(100)), list(range(0, 100, 5)), 5, "documents", tmp_path, seed)
+        for epoch in range(4):
+            ids = split[epoch * len(split) + np.arange(len(split))]["input_ids"]
+            orders.add(tuple(ids[:, 0].tolist()))
+    assert len(orders) == 1 + 3 * 3  # the first epoch is always in the text's order
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data(), packing=st.sampled_from(["windows", "blocks", "documents"]), block_size=st.integers(1, 12))
+def test_any_rows_of_any_epochs_are_read_as_one_by_one(tmp_path_factory, data, packing, block_size):
+    split = split_of(list(range(40)), [0, 7, 8, 20, 31], block_size, packing, tmp_path_factory.mktemp("split"), 3)
+    numbers = np.array(data.draw(st.lists(st.integers(0, 5 * len(split) - 1), min_size=1, max_size=9)), np.int64)
+    alone = [split[np.array([number])] for number in numbers]
+    together = split[numbers]
+    for name, values in together.items():
+        assert values.tolist() == [row[name][0].tolist() for row in alone]
+    assert split.count_targets(numbers) == (together["targets"] != IGNORED).sum()
+
+
+@pytest.mark.parametrize("packing", ["windows", "blocks", "documents"])
+def test_labels_are_the_targets_where_there_are_any(tmp_path, packing):
+    starts, tokens = [0, 7, 8, 20, 31], np.arange(40, dtype=np.uint16)
+    labels = np.where(tokens % 3, tokens.astype(np.int32), IGNORED)
+    write_split(tmp_path, "train", np.split(tokens, starts[1:]), np.split(labels, starts[1:]))
+    split = TextSplit(tmp_path, "train", 6, packing, 3)
+    write_split(tmp_path, "plain", np.split(tokens, starts[1:]))
+    plain, numbers = TextSplit(tmp_path, "plain", 6, packing, 3), np.arange(3 * len(split))
+    ids, targets = split[numbers]["input_ids"], plain[numbers]["targets"]
+    assert np.array_equal(ids, plain[numbers]["input_ids"])
+    assert np.array_equal(split[numbers]["targets"], np.where(targets % 3, targets, IGNORED))
+    assert split.count_targets(numbers) == (split[numbers]["targets"] != IGNORED).sum()
 
 
 @given(total=st.integers(0, 10**12), parts=st.lists(st.integers(1, 50), min_size=1, max_size=5))

@@ -67,7 +67,7 @@ class ArithmeticSplit:
 
     def digits(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The digits of both operands of each problem, (n, num_digits)."""
-        indices = np.asarray(indices).astype(np.int64)
+        indices = np.asarray(indices).astype(np.int64) % len(self)  # the same in every epoch
         used_up = np.searchsorted(self.ends[1:], indices, side="right")  # groups, at each index
         left, offset = len(self.groups) - used_up, indices - self.ends[used_up]
         number, place = used_up + offset % left, self.rounds[used_up] + offset // left

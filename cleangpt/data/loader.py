@@ -48,18 +48,19 @@ class Loader:
         self.ahead: dict[int, Future] = {}  # the next step, being read
 
     def indices(self, step: int) -> np.ndarray:
-        """The samples of `step` (from 1) over all processes, in order; each epoch permutes the whole split again."""
+        """Numbers (see `Split`) of the rows of `step` (from 1) over all processes; each epoch permutes all of them."""
         (first, last), length = self.ends[step - 1 : step + 1].tolist(), min(PIECE, len(self.split))
         start = first - first % length
         pieces = [self.piece(place, length) for place in range(start, last, length)]
         return np.concatenate(pieces)[first - start : last - start]
 
     def _piece(self, start: int, length: int) -> np.ndarray:
-        """The samples at places start .. start + length - 1 of the endless order."""
+        """The numbers of the rows at places start .. start + length - 1 of the endless order."""
         epochs, places = np.divmod(np.arange(start, start + length), len(self.split))
-        result = np.empty(length, np.uint64)
+        result = epochs * len(self.split)
         for epoch in np.unique(epochs):
-            result[epochs == epoch] = permute(places[epochs == epoch], len(self.split), self.seed, int(epoch))
+            mine = epochs == epoch
+            result[mine] += permute(places[mine], len(self.split), self.seed, int(epoch)).astype(np.int64)
         return result
 
     def batch(self, step: int) -> Batch:

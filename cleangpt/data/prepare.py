@@ -39,10 +39,10 @@ class PreparedData:
 
 def prepare_data(recipe: Recipe) -> PreparedData:
     """Tokenizer and splits of a recipe with its `data.block_size`; a `UserError` for data unreadable or too short."""
-    data, block_size, training = recipe.data, recipe.data.block_size, recipe.tokenizer.train
+    data, block_size, training, seed = recipe.data, recipe.data.block_size, recipe.tokenizer.train, recipe.run.seed
     if data.path in ARITHMETIC:
         tokenizer, names = arithmetic_tokenizer(), dict.fromkeys([*(data.split or FRACTIONS), "validation"])
-        problems = {name: ArithmeticSplit(data, name, recipe.run.seed, tokenizer) for name in names}
+        problems = {name: ArithmeticSplit(data, name, seed, tokenizer) for name in names}
         return PreparedData(tokenizer, {**problems}, None, problems["validation"].texts(np.arange(1))[0][0])
 
     assert block_size is not None  # the caller has resolved it
@@ -56,7 +56,7 @@ def prepare_data(recipe: Recipe) -> PreparedData:
         raise UserError(("data.packing", message))
     measured = "documents" if data.packing == "documents" else "blocks"
     packings = {name: data.packing if name == "train" else measured for name in summary}
-    splits = {name: TextSplit(folder, name, block_size, packing) for name, packing in packings.items()}
+    splits = {name: TextSplit(folder, name, block_size, packing, seed) for name, packing in packings.items()}
     length = len(splits["train"].stream)
     if length <= block_size:
         raise UserError(("data.block_size", f"expected less than the train split's {length} tokens, got {block_size}"))

@@ -9,7 +9,10 @@ IGNORED = -100  # the target that cross-entropy skips
 
 
 class Split(Protocol):
-    """A split of `len(split)` rows; `split[indices]` is a batch."""
+    """A split of `len(split)` rows in each epoch; `split[indices]` is a batch.
+
+    Rows are numbered without end: number n is row n % len(split) of epoch n // len(split), which may cut anew.
+    """
 
     sequence_length: int  # tokens per row
     num_sequences: int  # rows in one pass over the split
@@ -17,11 +20,11 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def count_targets(self, indices: np.ndarray) -> int:
-        """The number of targets in the rows at `indices` (n,)."""
+        """The number of targets in the rows numbered `indices` (n,)."""
         ...
 
     def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The rows at integer `indices` (n,), int64 (n, sequence_length): `input_ids`, `targets` (next tokens or
+        """The rows numbered `indices` (n,), int64 (n, sequence_length): `input_ids`, `targets` (next tokens or
         IGNORED) and, for packed documents, `position_ids`, which restart at each document."""
 
 

@@ -8,6 +8,7 @@ A fake tensor has a shape and no content: steps on fake tensors compute nothing,
 
 import contextlib
 import io
+import itertools
 import math
 import tempfile
 import time
@@ -21,7 +22,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .data.arithmetic import ArithmeticSplit
-from .data.packing import TextSplit
+from .data.mixture import texts_of
 from .data.prepare import PreparedData, prepare_data
 from .data.splits import Split
 from .evaluation.evaluate import MAX_GRADED, evaluate
@@ -71,6 +72,8 @@ class Plan:
     """Targets trained on."""
     epochs: float
     """Passes over the train split."""
+    source_epochs: dict[str, float]
+    """Passes over each source of a mixture, by label."""
     batches: tuple[int, int]
     """Sequences in the first and in the last step, over all processes."""
     micro_batch: int
@@ -101,20 +104,25 @@ def make_plan(recipe: Recipe, num_processes: int = 1) -> Plan:
     model, ddp, fsdp = simulate(recipe, data, micro_batch, math.ceil(share / micro_batch), num_processes)
     sequences, parameters = int(batches.sum()), model.num_parameters()
     sample = np.arange(min(len(split), 1000))
-    epochs = sequences / split.num_sequences
+    epochs, shares = sequences / split.num_sequences, schedules.source_shares(recipe)
+    source_epochs = {}
+    if shares is not None:
+        pairs = zip(texts_of(split).items(), (batches @ shares).tolist(), strict=True)
+        source_epochs = {label: rows / source.num_sequences for (label, source), rows in pairs}
     return Plan(
         recipe=recipe,
         parameters=parameters,
         sequences=sequences,
         tokens=round(sequences * split.count_targets(sample) / len(sample)),
         epochs=epochs,
+        source_epochs=source_epochs,
         batches=(int(batches[0]), int(batches[-1])),
         micro_batch=micro_batch,
         flops=float(flops_per_token(model)) * sequences * split.sequence_length,
         ddp=ddp,
         fsdp=fsdp,
         disk=(keep + 1) * (4 * parameters + ddp.optimizer) + 2 * 4 * parameters,
-        warnings=find_warnings(recipe, split, model, epochs),
+        warnings=find_warnings(recipe, split, model, max(epochs, *source_epochs.values())),
     )
 
 
@@ -185,7 +193,8 @@ def find_warnings(recipe: Recipe, split: Split, model: PreTrainedModel, epochs: 
     config, size, lr = model.config, model.config.vocab_size, recipe.optimizer.lr
     usual = usual_lr(model.num_parameters())
     is_far = lr > 5 * usual or (lr < usual / 10 and "init_from" not in recipe.model)
-    used = len(set().union(*map(pandas.unique, split.stream))) if isinstance(split, TextSplit) else size
+    streams = itertools.chain(*(text.stream for text in texts_of(split).values()))
+    used = len(set().union(*map(pandas.unique, streams))) or size
     heads = getattr(config, "num_attention_heads", None)  # none in a state-space model
     width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     warnings = {

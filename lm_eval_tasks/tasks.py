@@ -6,6 +6,7 @@
 `--metadata` chooses what to measure: `recipe` (a file), `overrides` (a list of `--section.key=value`) and `split`.
 """
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cleangpt import UserError
 from cleangpt.data.arithmetic import ArithmeticSplit
+from cleangpt.data.mixture import texts_of
 from cleangpt.data.packing import TextSplit
 from cleangpt.data.splits import IGNORED
 from cleangpt.evaluation.evaluate import MAX_GRADED
@@ -85,11 +87,11 @@ def text(
 ) -> dict[str, Dataset]:
     """Windows of a recipe's text, or the documents in them: `first`, `rest`, and `targets` and `bytes` in the rest."""
     data = load_data(load_recipe(recipe, list(overrides)))[1]
-    measured = data.splits["validation"]
-    if data.folder is None or not isinstance(measured, TextSplit):
+    texts = texts_of(data.splits[split])
+    if not texts:
         raise UserError(("recipe", f"expected a recipe on text, got {recipe}"))
-    windows = TextSplit(data.folder, split, measured.sequence_length, measured.packing)
-    return {"test": Dataset.from_list(list(_windows(windows, data.tokenizer)))}
+    windows = itertools.chain(*(_windows(text.end_to_end(), data.tokenizer) for text in texts.values()))
+    return {"test": Dataset.from_list(list(windows))}
 
 
 def _windows(split: TextSplit, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from cleangpt import UserError
 from cleangpt.data.arithmetic import ArithmeticSplit
+from cleangpt.data.mixture import Mixture, texts_of
 from cleangpt.data.packing import TextSplit
 from cleangpt.data.prepare import PreparedData
 from cleangpt.data.splits import Split
@@ -53,7 +54,7 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> None:
     model = load_model(arguments.model, recipe.model.get("attn_implementation"))
     check_tokenizer(arguments, model, data)
     check_positions(model, split)
-    if isinstance(split, TextSplit) and split.packing == "documents":
+    if any(text.packing == "documents" for text in texts_of(split).values()):
         check_documents(model, split.sequence_length, min(recipe.evaluation.batch_size, 2))
     join_processes()
     accelerator = start_accelerator((), recipe.folder, "no")
@@ -90,9 +91,9 @@ def choose_split(arguments: argparse.Namespace, data: PreparedData) -> tuple[str
     name = arguments.split or ("test" if "test" in data.splits else "validation")
     if name not in data.splits:
         raise UserError(("--split", f"expected one of {', '.join(data.splits)}, got {name!r}"))
-    split, measured, most = data.splits[name], data.splits["validation"], MAX_GRADED
-    if data.folder is not None and isinstance(measured, TextSplit):
-        split = TextSplit(data.folder, name, split.sequence_length, measured.packing)
+    split, most = data.splits[name], MAX_GRADED
+    if isinstance(split, TextSplit | Mixture):
+        split = split.end_to_end()
         most = len(split)
     limit = min(len(split), most) if arguments.limit is None else arguments.limit
     if not 1 <= limit <= len(split):
@@ -104,8 +105,8 @@ def check_tokenizer(arguments: argparse.Namespace, model: PreTrainedModel, data:
     """Refuses a model with another tokenizer, or with none (as from nanoGPT) and fewer ids than the data has."""
     folder = Path(arguments.model)
     if (folder / "config.json").exists() and not (folder / "tokenizer.json").exists():
-        texts = [split for split in data.splits.values() if isinstance(split, TextSplit)]
-        largest = max((int(ids.max()) for split in texts for ids in split.stream), default=len(data.tokenizer) - 1)
+        texts = [text for split in data.splits.values() for text in texts_of(split).values()]
+        largest = max((int(ids.max()) for text in texts for ids in text.stream), default=len(data.tokenizer) - 1)
         if largest >= model.config.vocab_size:
             message = f"expected ids to {model.config.vocab_size - 1}, the recipe's data has {largest}"
             raise UserError(("model", message))

@@ -77,6 +77,7 @@ def report(plan: Plan, num_processes: int) -> None:
         "steps": f"{plan.recipe.training.max_steps:,}",
         "tokens to learn from": f"{plan.tokens:,}",
         "epochs": f"{plan.epochs:,.2f}",
+        **{f"  of {label}": f"{epochs:,.2f}" for label, epochs in plan.source_epochs.items()},
         "sequences per step": f"{first:,}" if first == last else f"{first:,} at the start, {last:,} at the end",
         "per forward pass": f"{plan.micro_batch:,} in each of {num_processes} processes",
         "FLOPs": f"{plan.flops:.3g}",

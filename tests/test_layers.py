@@ -11,7 +11,7 @@ FLOORS = [
     {"recipe": ["keys", "schedules", "wording", "checks", "reading"]},
     {
         "data": [
-            *("splits", "permutation", "cache", "tokenization", "stream", "packing"),
+            *("splits", "permutation", "cache", "tokenization", "stream", "packing", "mixture"),
             *("text", "encoding", "arithmetic", "loader", "prepare"),
         ],
         "reporting": ["card", "hub", "tracking"],

@@ -1,6 +1,7 @@
 """Which samples each step trains on: a pure function of seed and step, so that there is no state to save or lose.
 
-step ──> places in an endless order ──> epoch, place in it ──> permutation of the epoch ──> rows of this process
+step ──> places ──> source, row of it ──> epoch, place in it ──> permutation of the epoch ──> rows of this process
+         (endless)  (a mixture's turn)
 
 With an accelerator, a thread reads the next batch into pinned memory during the current step.
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from .mixture import Mixture, Turns
 from .permutation import permute
 from .splits import Split
 
@@ -37,31 +39,57 @@ class Share:
     micro_batch_size: int | None = None  # None for the whole share
 
 
-class Loader:
-    """Batches of a split, with the same samples in a step for any number of processes and micro-steps."""
+class Order:
+    """An endless order of `length` rows: each epoch permutes all of them again."""
 
-    def __init__(self, split: Split, batch_sizes: np.ndarray, seed: int, share: Share) -> None:
-        self.split, self.seed, self.share = split, seed, share
-        self.ends = np.cumsum(np.append(0, batch_sizes))  # samples drawn after each step over all processes
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed = length, seed
         self.piece = functools.lru_cache(2)(self._piece)
-        self.reader = None if share.device.type == "cpu" else ThreadPoolExecutor(1, "loader")
-        self.ahead: dict[int, Future] = {}  # the next step, being read
 
-    def indices(self, step: int) -> np.ndarray:
-        """Numbers (see `Split`) of the rows of `step` (from 1) over all processes; each epoch permutes all of them."""
-        (first, last), length = self.ends[step - 1 : step + 1].tolist(), min(PIECE, len(self.split))
+    def rows(self, first: int, last: int) -> np.ndarray:
+        """The numbers (see `Split`) of the rows at places `first` to before `last`, which are not the same."""
+        length = min(PIECE, self.length)
         start = first - first % length
         pieces = [self.piece(place, length) for place in range(start, last, length)]
         return np.concatenate(pieces)[first - start : last - start]
 
     def _piece(self, start: int, length: int) -> np.ndarray:
-        """The numbers of the rows at places start .. start + length - 1 of the endless order."""
-        epochs, places = np.divmod(np.arange(start, start + length), len(self.split))
-        result = epochs * len(self.split)
+        """The numbers of the rows at places start .. start + length - 1."""
+        epochs, places = np.divmod(np.arange(start, start + length), self.length)
+        result = epochs * self.length
         for epoch in np.unique(epochs):
             mine = epochs == epoch
-            result[mine] += permute(places[mine], len(self.split), self.seed, int(epoch)).astype(np.int64)
+            result[mine] += permute(places[mine], self.length, self.seed, int(epoch)).astype(np.int64)
         return result
+
+
+class Loader:
+    """Batches of a split, with the same samples in a step for any number of processes and micro-steps."""
+
+    def __init__(
+        self, split: Split, batch_sizes: np.ndarray, seed: int, share: Share, shares: np.ndarray | None = None
+    ) -> None:
+        """`shares` (steps, sources) of each step's rows are those of a mixture's sources."""
+        self.split, self.share = split, share
+        self.ends = np.cumsum(np.append(0, batch_sizes))  # samples drawn after each step over all processes
+        lengths = split.lengths.tolist() if isinstance(split, Mixture) else [len(split)]
+        self.orders = [Order(length, seed + source) for source, length in enumerate(lengths)]
+        self.turns = None if shares is None else Turns(shares, self.ends)
+        self.reader = None if share.device.type == "cpu" else ThreadPoolExecutor(1, "loader")
+        self.ahead: dict[int, Future] = {}  # the next step, being read
+
+    def indices(self, step: int) -> np.ndarray:
+        """The numbers (see `Split`) of the rows of `step` (from 1) over all processes, in order."""
+        first, last = self.ends[step - 1 : step + 1].tolist()
+        if self.turns is None or not isinstance(self.split, Mixture):
+            return self.orders[0].rows(first, last)
+        source, row = self.turns.between(first, last)
+        numbers = np.empty_like(row)
+        for i in np.unique(source):
+            mine = source == i
+            places = row[mine]  # in a row
+            numbers[mine] = self.split.number(i, self.orders[i].rows(int(places[0]), int(places[-1]) + 1))
+        return numbers
 
     def batch(self, step: int) -> Batch:
         """This process's share of `step`, cut into micro-steps."""
@@ -83,9 +111,17 @@ class Loader:
 
     def coverage(self, step: int) -> dict[str, float]:
         """The fraction of samples seen in the first `step` steps, and how often on average, at least and at most."""
-        drawn, length = int(self.ends[step]), len(self.split)
-        visits = {"": drawn / length, "_min": drawn // length, "_max": -(-drawn // length)}
-        return {"data/coverage": min(1.0, drawn / length)} | {f"data/visits{k}": v for k, v in visits.items()}
+        end, lengths = int(self.ends[step]), [order.length for order in self.orders]
+        drawn = [end] if self.turns is None else self.turns.drawn(end).tolist()
+        pairs, total = [*zip(drawn, lengths, strict=True)], sum(lengths)
+        figures = {
+            "data/coverage": sum(map(min, pairs)) / total,
+            "data/visits": end / total,
+            "data/visits_min": min(count // length for count, length in pairs),
+            "data/visits_max": max(-(-count // length) for count, length in pairs),
+        }
+        labels = [*self.split.sources] if isinstance(self.split, Mixture) else []
+        return figures | {f"data/coverage/{labels[i]}": min(pair) / pair[1] for i, pair in enumerate(pairs) if labels}
 
 
 def to_host(batch: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:

@@ -29,16 +29,22 @@ class TextSplit:
         self.labels = self.stream.labels
         self.starts = self.stream.starts if packing == "documents" else None
         self.num_bytes = self.stream.num_bytes
+        self.num_tokens = len(self.stream)
         seams = 0 if self.starts is None else len(self.starts) - 1
-        self.num_targets = len(self.stream) - 1 - seams  # in one pass over the split
+        self.num_targets = self.num_tokens - 1 - seams  # in one pass over the split
         self.sequence_length, self.packing, self.seed = block_size, packing, seed
-        self.num_sequences = -(-(len(self.stream) - 1) // block_size)
+        self.num_sequences = -(-(self.num_tokens - 1) // block_size)
         self.offset, self.documents = functools.cache(self._offset), functools.lru_cache(2)(self._documents)
         if self.num_targets < 1:
-            raise UserError(("data.split", f"expected at least 2 tokens in the {name} split, got {len(self.stream)}"))
+            raise UserError(("data.split", f"expected at least 2 tokens in the {name} split, got {self.num_tokens}"))
 
     def __len__(self) -> int:
-        return len(self.stream) - self.sequence_length if self.packing == "windows" else self.num_sequences
+        return self.num_tokens - self.sequence_length if self.packing == "windows" else self.num_sequences
+
+    def end_to_end(self) -> "TextSplit":
+        """The same text cut end to end, in which each token is measured once."""
+        packing = "blocks" if self.packing == "windows" else self.packing
+        return TextSplit(self.stream.folder, self.stream.split, self.sequence_length, packing)
 
     def _offset(self, epoch: int) -> int:
         """Where the blocks of an epoch begin, from 0; each offset comes once before one comes again."""
@@ -51,7 +57,7 @@ class TextSplit:
         assert self.starts is not None
         if epoch == 0:
             return self.starts, self.starts
-        count, lengths = len(self.starts), np.diff(self.starts, append=len(self.stream))
+        count, lengths = len(self.starts), np.diff(self.starts, append=self.num_tokens)
         pieces = [np.arange(start, min(start + PIECE, count)) for start in range(0, count, PIECE)]
         order = np.concatenate([permute(piece, count, self.seed, epoch, 1).astype(np.uint32) for piece in pieces])
         return np.cumsum(lengths[order]) - lengths[order], self.starts[order]
@@ -64,7 +70,7 @@ class TextSplit:
             return len(indices) * self.sequence_length
         epochs, rows = np.divmod(np.asarray(indices).astype(np.int64), len(self))
         first = rows * self.sequence_length
-        last = np.minimum(first + self.sequence_length, len(self.stream) - 1)  # the place of the last target
+        last = np.minimum(first + self.sequence_length, self.num_tokens - 1)  # the place of the last target
         count = int((last - first).sum())
         for epoch in np.unique(epochs) if self.starts is not None else ():
             starts, mine = self.documents(int(epoch))[0], epochs == epoch
@@ -79,7 +85,7 @@ class TextSplit:
 
     def _read_stream(self, epochs: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Rows of `windows` and `blocks`."""
-        length, total, first = self.sequence_length, len(self.stream) - 1, rows
+        length, total, first = self.sequence_length, self.num_tokens - 1, rows
         if self.packing == "blocks":
             first = rows * length + np.array([self.offset(epoch) for epoch in epochs.tolist()], np.int64)
         if self.labels is None and first.max(initial=0) + length <= total:
@@ -93,7 +99,7 @@ class TextSplit:
 
     def _read_documents(self, epochs: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Rows of `documents`."""
-        width, total = self.sequence_length + 1, len(self.stream) - 1
+        width, total = self.sequence_length + 1, self.num_tokens - 1
         places = (rows * self.sequence_length)[:, None] + np.arange(width)  # in the epoch's order, then in the stream
         is_used, seams = places <= total, np.zeros(places.shape, bool)
         np.minimum(places, total, out=places)

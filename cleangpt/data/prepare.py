@@ -1,5 +1,9 @@
 """The tokenizer and splits of a recipe, built unless they are cached."""
 
+import contextlib
+import functools
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,14 +11,17 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
-from ..recipe.keys import ARITHMETIC, Recipe
+from ..recipe.keys import ARITHMETIC, FILES, Data, Origin, Recipe, TokenizerTraining
+from ..recipe.schedules import source_weights
 from .arithmetic import FRACTIONS, ArithmeticSplit
+from .cache import build_once, fingerprint
 from .encoding import build_text
+from .mixture import Mixture, texts_of
 from .packing import TextSplit
 from .splits import Split
 from .stream import summarize
-from .text import own_tokenizer
-from .tokenization import arithmetic_tokenizer, load_tokenizer
+from .text import Rows, cut, identify, load_splits, local_files, own_tokenizer
+from .tokenization import VERSION, arithmetic_tokenizer, load_tokenizer, train_tokenizer
 
 
 @dataclass
@@ -23,45 +30,116 @@ class PreparedData:
 
     tokenizer: PreTrainedTokenizerFast
     splits: dict[str, Split]  # by name; all but `train` consist of consecutive sequences that do not overlap
-    folder: Path | None  # in the cache, named by the data's fingerprint; None for arithmetic, which is computed
+    folders: dict[str, Path]  # in the cache, of each source by label ("" without sources); none for arithmetic
     example: str  # to continue: first prompt, validation problem, or start of that split (empty for `block_size` 1)
 
     @property
+    def folder(self) -> Path | None:
+        """That of the first source."""
+        return next(iter(self.folders.values()), None)
+
+    @property
     def fingerprint(self) -> str | None:
-        """Hash of text, tokenizer and cut; None for arithmetic."""
-        return self.folder.name if self.folder else None
+        """Hash of text, tokenizer and cut, of all sources; None for arithmetic, which is computed."""
+        names = [folder.name for folder in self.folders.values()]
+        return fingerprint({"sources": names}) if len(names) > 1 else next(iter(names), None)
 
     @property
     def sizes(self) -> dict[str, int]:
         """The number of tokens of text, or of problems, in each split."""
-        return {name: len(s.stream) if isinstance(s, TextSplit) else len(s) for name, s in self.splits.items()}
+        return {n: sum(t.num_tokens for t in texts_of(s).values()) or len(s) for n, s in self.splits.items()}
 
 
 def prepare_data(recipe: Recipe) -> PreparedData:
     """Tokenizer and splits of a recipe with its `data.block_size`; a `UserError` for data unreadable or too short."""
-    data, block_size, training, seed = recipe.data, recipe.data.block_size, recipe.tokenizer.train, recipe.run.seed
-    if data.path in ARITHMETIC:
+    data, block_size, seed = recipe.data, recipe.data.block_size, recipe.run.seed
+    if not data.sources and data.path in ARITHMETIC:
         tokenizer, names = arithmetic_tokenizer(), dict.fromkeys([*(data.split or FRACTIONS), "validation"])
         problems = {name: ArithmeticSplit(data, name, seed, tokenizer) for name in names}
-        return PreparedData(tokenizer, {**problems}, None, problems["validation"].texts(np.arange(1))[0][0])
+        return PreparedData(tokenizer, {**problems}, {}, problems["validation"].texts(np.arange(1))[0][0])
 
     assert block_size is not None  # the caller has resolved it
-    if training is not None:
-        folder = build_text(data, training)
-    else:
-        folder = build_text(data, load_tokenizer(recipe.tokenizer.path or own_tokenizer(data)))
-    summary = summarize(folder)
-    if data.packing == "documents" and summary["train"]["documents"] == 1:
-        message = "expected rows of a table, with a document each: files of plain text are one document"
-        raise UserError(("data.packing", message))
-    measured = "documents" if data.packing == "documents" else "blocks"
-    packings = {name: data.packing if name == "train" else measured for name in summary}
-    splits = {name: TextSplit(folder, name, block_size, packing, seed) for name, packing in packings.items()}
-    length = len(splits["train"].stream)
-    if length <= block_size:
-        raise UserError(("data.block_size", f"expected less than the train split's {length} tokens, got {block_size}"))
+    known = _tokenizer(recipe)
+    folders: dict[str, Path] = {}
+    splits: dict[str, dict[str, TextSplit]] = {}
+    for number, (label, source) in enumerate(data.parts.items()):
+        with source_keys(data, number):
+            folder = folders[label] = build_text(source, known)
+            summary = summarize(folder)
+            if data.packing == "documents" and not data.sources and summary["train"]["documents"] == 1:
+                message = "expected rows of a table, with a document each: files of plain text are one document"
+                raise UserError(("data.packing", message))
+            for name in summary:
+                packing = "blocks" if name != "train" and data.packing == "windows" else data.packing
+                split = TextSplit(folder, name, block_size, packing, seed + number)
+                splits.setdefault(name, {})[label] = split
+            if (length := splits["train"][label].num_tokens) <= block_size:
+                message = f"expected less than the {length} tokens of the train split{label and f' of {label}'}"
+                raise UserError(("data.block_size", f"{message}, got {block_size}"))
     tokenizer = load_tokenizer(folder / "tokenizer")
-    beginning = str(
-        tokenizer.decode(next(iter(splits["validation"].stream))[: min(8, block_size - 1)])
-    )  # room for more
-    return PreparedData(tokenizer, {**splits}, folder, (recipe.evaluation.prompts or (beginning,))[0])
+    first = next(iter(next(iter(splits["validation"].values())).stream))  # tokens
+    beginning = str(tokenizer.decode(first[: min(8, block_size - 1)]))  # room for more
+    whole = {name: Mixture(parts) if data.sources else parts[""] for name, parts in splits.items()}
+    return PreparedData(tokenizer, {**whole}, folders, (recipe.evaluation.prompts or (beginning,))[0])
+
+
+def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | TokenizerTraining:
+    """The recipe's tokenizer, or how to train it on its one source."""
+    data, training = recipe.data, recipe.tokenizer.train
+    if training is None:
+        built = [part for part in data.parts.values() if part.path not in FILES]  # which may bring theirs
+        return load_tokenizer(recipe.tokenizer.path or own_tokenizer(built[0]))
+    return load_tokenizer(_train_on_sources(data, training)) if data.sources else training
+
+
+def _train_on_sources(data: Data, training: TokenizerTraining) -> Path:
+    """The folder of a tokenizer trained on a mixture, unless it is cached: on each source by its mean weight."""
+    parts, raw = [*data.parts.values()], []
+    for number, part in enumerate(parts):
+        with source_keys(data, number):
+            raw.append({} if local_files(part) else load_splits(part))
+    weights = source_weights(data.sources, np.arange(1, 101) / 100)
+    shares = (weights / weights.sum(axis=1, keepdims=True)).mean(axis=0).round(6).tolist()
+    sources = [identify(*pair) for pair in zip(parts, raw, strict=True)]
+    ingredients = {"version": VERSION, **training.model_dump(mode="json"), "sources": sources, "shares": shares}
+
+    def read(number: int, rows: Rows) -> Iterator[str]:
+        with source_keys(data, number):
+            yield from filter(None, rows())
+
+    def build(folder: Path) -> None:
+        texts = []
+        for number, part in enumerate(parts):
+            with source_keys(data, number):
+                splits = cut(raw[number] or load_splits(part), part, False)
+            texts.append({name: functools.partial(read, number, rows) for name, rows in splits.items()})
+        chosen: dict[str, Iterable[str]] = {}
+        if training.kind == "bpe":
+            chosen = {"train": _mix([splits["train"] for splits in texts], shares)}
+        else:
+            chosen = {f"{name} {i}": rows() for i, splits in enumerate(texts) for name, rows in splits.items()}
+        train_tokenizer(training, chosen).save_pretrained(folder / "tokenizer")
+
+    return build_once(ingredients, build) / "tokenizer"
+
+
+def _mix(sources: list[Rows], shares: list[float]) -> Iterator[str]:
+    """Texts with as many characters as all sources together, of each its share: small ones come several times."""
+    sizes = [sum(map(len, rows())) for rows in sources]
+    taken, total = np.where(np.array(sizes) * shares > 0, 0.0, np.inf), sum(sizes)  # of each in units of its share
+    endless = [itertools.chain.from_iterable(call() for call in itertools.repeat(rows)) for rows in sources]
+    while total > 0:
+        source = int(taken.argmin())
+        yield (text := next(endless[source]))
+        taken[source] += len(text) / shares[source]
+        total -= len(text)
+
+
+@contextlib.contextmanager
+def source_keys(data: Data, number: int) -> Iterator[None]:
+    """Reports mistakes in source `number` of a mixture under its own keys, `data.sources.0.path` say."""
+    try:
+        yield
+    except UserError as error:
+        names = {f"data.{name}": f"data.sources.{number}.{name}" for name in Origin.model_fields if data.sources}
+        raise UserError(*((names.get(key, key), message) for key, message in error.problems)) from error

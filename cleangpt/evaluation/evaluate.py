@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..data.arithmetic import ArithmeticSplit
 from ..data.loader import to_device, to_host
+from ..data.mixture import Mixture
 from ..data.packing import TextSplit
 from ..data.splits import IGNORED, Split
 from ..models.loss import sum_nats
@@ -37,10 +38,26 @@ def evaluate(
         UTF-8 bytes (pro rata for part of a split); for arithmetic `accuracy`, the fraction of problems in which each
         token of the answer is the likeliest after the right ones before it. Greedy generation solves the same problems,
         since it sees the same prefix up to its first mistake. The end token counts after an answer shorter than the
-        longest, where generation stops by itself.
+        longest, where generation stops by itself. For a mixture also `loss/<label>` of each source, `max_batches` of
+        each.
     """
-    rows = min(len(split), num_rows or len(split), (max_batches or len(split)) * batch_size)
-    return evaluate_rows(accelerator, model, split, batch_size, rows)[0]
+    num_rows = num_rows or len(split)
+    if not isinstance(split, Mixture):
+        rows = min(len(split), num_rows, (max_batches or len(split)) * batch_size)
+        return evaluate_rows(accelerator, model, split, batch_size, rows)[0]
+    nats, num_targets, num_bytes, losses = 0.0, 0, 0.0, {}
+    for label, source in split.sources.items():
+        if num_rows < 1:
+            break
+        rows = min(len(source), num_rows, (max_batches or len(source)) * batch_size)
+        num_rows -= len(source)
+        losses[f"loss/{label}"] = loss = evaluate_rows(accelerator, model, source, batch_size, rows)[0]["loss"]
+        targets = source.count_targets(np.arange(rows))
+        nats, num_targets = nats + loss * targets, num_targets + targets
+        num_bytes += source.num_bytes * targets / source.num_targets
+    figures = from_sums(nats, num_targets, num_bytes)
+    del figures["bits_per_token"]
+    return figures | losses
 
 
 def evaluate_rows(

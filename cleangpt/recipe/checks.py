@@ -4,23 +4,26 @@ import dataclasses
 import difflib
 import glob
 import importlib.util
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .keys import ARITHMETIC, FILES, Data, Recipe
-from .schedules import decay_ratio
+import numpy as np
+
+from .keys import ARITHMETIC, FILES, Data, Origin, Recipe
+from .schedules import decay_ratio, source_weights
 from .wording import allowed, nearest
 
+MOMENTS = np.arange(1, 1001) / 1000  # of a run
 Mistakes = Iterator[tuple[list[str], str]]  # the keys concerned, the one to report first; what is wrong
 
 
 def check_keys(recipe: Recipe) -> Mistakes:
     """What is wrong with any section but `model`."""
-    yield from _check_arithmetic(recipe) if recipe.data.path in ARITHMETIC else _check_text(recipe)
-    split, train = recipe.data.split, recipe.tokenizer.train
-    if split is not None and ("train" not in split or sum(split.values()) > 1 + 1e-9):
-        yield ["data.split"], f"expected fractions that add up to at most 1, train among them, got {dict(split)}"
+    data, train = recipe.data, recipe.tokenizer.train
+    yield from _check_arithmetic(recipe) if data.path in ARITHMETIC and not data.sources else _check_text(recipe)
+    yield from _check_split(data)
     if train is not None and train.kind == "char" and train.vocab_size is not None:
         yield ["tokenizer.train.vocab_size", "tokenizer.train.kind"], "char takes one id per character, remove the key"
     yield from _check_training(recipe)
@@ -114,10 +117,50 @@ def _check_arithmetic(recipe: Recipe) -> Mistakes:
 
 def _check_text(recipe: Recipe) -> Mistakes:
     data, tokenizer = recipe.data, recipe.tokenizer
-    brings_one = data.path not in FILES and tokenizer.path is None  # or not, which is told when it is loaded
+    is_built = any(part.path not in FILES for part in data.parts.values())  # or not, which is told when it is loaded
+    brings_one = is_built and tokenizer.path is None
     if (tokenizer.path is None) == (tokenizer.train is None) and not brings_one:
         keys = ["tokenizer", "tokenizer.path", "tokenizer.train", "data.path"]
         yield keys, "expected one of path and train, with the other null"
+    if recipe.checkpoint.metric == "eval/accuracy":
+        yield ["checkpoint.metric", "data.path"], f"only arithmetic has it, got eval/accuracy for {data.path or 'text'}"
+    if data.sources:
+        yield from _check_sources(data)
+    else:
+        yield from _check_origin(data)
+
+
+def _check_sources(data: Data) -> Mistakes:
+    for key in Origin.model_fields:
+        if getattr(data, key) != Origin.model_fields[key].default:
+            yield [f"data.{key}", "data.sources"], "with data.sources each of them has the key, remove it here"
+    labels = [source.name_in_metrics for source in data.sources]
+    for number, (source, label) in enumerate(zip(data.sources, labels, strict=True)):
+        key = f"data.sources.{number}"
+        if label in labels[:number]:
+            yield [f"{key}.label", f"{key}.data_files", f"{key}.path"], f"expected another label, got {label!r} again"
+        if not source_weights([source], MOMENTS).any():
+            yield [f"{key}.weight"], f"expected a weight above 0 at some time, got {source.weight!r}"
+        if source.path in ARITHMETIC:
+            yield [f"{key}.path"], f"expected text, got {source.path}, which has a tokenizer of its own"
+        alone = data.model_copy(update={name: getattr(source, name) for name in Origin.model_fields})
+        for keys, message in itertools.chain(_check_origin(alone), _check_split(alone)):
+            yield [f"{key}.{name.removeprefix('data.')}" for name in keys], message
+    if not source_weights(data.sources, MOMENTS).any(axis=1).all():
+        yield ["data.sources"], "expected a source with a weight above 0 at any time of the run"
+
+
+def _check_split(data: Data) -> Mistakes:
+    split = data.split
+    if split is not None and ("train" not in split or sum(split.values()) > 1 + 1e-9):
+        yield ["data.split"], f"expected fractions that add up to at most 1, train among them, got {dict(split)}"
+
+
+def _check_origin(data: Data) -> Mistakes:
+    """What is wrong with where text comes from."""
+    if not data.path:
+        yield ["data.path"], "missing, expected text, json, parquet, csv, a Hub id, addition or multiplication"
+        return
     if data.template is not None:
         yield from _check_template(data, data.template)
     if data.path in FILES and not data.data_files:
@@ -132,8 +175,6 @@ def _check_text(recipe: Recipe) -> Mistakes:
         wrong += [f"expected a file, got the folder {match!r}" for match in matches if Path(match).is_dir()]
         wrong += [f"expected text, got the empty file {match!r}" for match in matches if not Path(match).stat().st_size]
         yield from ((["data.data_files", "data.path"], message) for message in wrong)
-    if recipe.checkpoint.metric == "eval/accuracy":
-        yield ["checkpoint.metric", "data.path"], f"only arithmetic has it, got eval/accuracy for {data.path}"
 
 
 def _check_template(data: Data, template: str) -> Mistakes:

@@ -70,10 +70,23 @@ class Tokenizer(Section):
     """Train one on this recipe's text instead."""
 
 
-class Data(Section):
-    """What to train on."""
+class Schedule(Section):
+    """A factor that goes from `begin` to `end`."""
 
-    path: Text
+    style: Literal["constant", "linear", "cosine", "power"] = "constant"
+    """Shape of the decay."""
+    warmup_ratio: Fraction = 0.0
+    """Share of the steps that stays at `begin` first."""
+    decay_ratio: Fraction | None = None
+    """Share of the steps that goes from `begin` to `end`; null means all the rest."""
+    begin: NonNegative = 1.0
+    """Factor at the start."""
+    end: NonNegative = 1.0
+    """Factor at the end."""
+
+
+class Origin(Section):  # where text comes from
+    path: Annotated[str, Field(coerce_numbers_to_str=True), BeforeValidator(lambda value: value or ""), "text"] = ""
     """`text`, `json`, `parquet` or `csv` for files, a Hub id, a folder that `save_to_disk` wrote, or `addition` or
     `multiplication` (generated). Rows with `input_ids` (and `labels`) are taken as they are."""
     name: Text | None = None
@@ -89,6 +102,43 @@ class Data(Section):
     """Column that holds the text."""
     template: Text | None = None
     """A row's text from several columns, instead of `text_column`: `{question} {answer}`, say."""
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that hold the text."""
+        if self.template is None:
+            return [self.text_column]
+        return [name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None]
+
+    @property
+    def files(self) -> dict[str, tuple[str, ...]]:
+        """`data_files` as a mapping from split to files."""
+        by_split = self.data_files if isinstance(self.data_files, dict) else {"train": self.data_files or ()}
+        return {split: (files,) if isinstance(files, str) else files for split, files in by_split.items()}
+
+
+class WeightSchedule(Schedule):
+    style: Literal["constant", "linear", "cosine"] = "linear"
+
+
+class Source(Origin):  # of a mixture
+    label: Text | None = None
+    weight: Positive | WeightSchedule = 1.0
+
+    @property
+    def name_in_metrics(self) -> str:
+        """`label`, by default the name of the first file or of the dataset."""
+        files = [file for files in self.files.values() for file in files]
+        return self.label or (Path(files[0]).stem if files else Path(self.path).name)
+
+
+class Data(Origin):
+    """What to train on."""
+
+    sources: tuple[Source, ...] = ()
+    """A mixture instead of one text: a list with, for each source, the keys above, a `label` for its metrics (by
+    default its first file's or its dataset's name) and a `weight`, its share of the sequences relative to the others':
+    a number, or `begin` and `end` between which it goes over the run (a schedule, `linear` by default)."""
     block_size: Count | None = None
     """Targets per sequence, in tokens; by default `model.max_position_embeddings`. Arithmetic has its own length."""
     packing: Literal["windows", "blocks", "documents"] = "windows"
@@ -109,17 +159,16 @@ class Data(Section):
     """Arithmetic: pad operands and answer with zeros to a fixed width."""
 
     @property
-    def columns(self) -> list[str]:
-        """The columns that hold the text."""
-        if self.template is None:
-            return [self.text_column]
-        return [name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None]
-
-    @property
-    def files(self) -> dict[str, tuple[str, ...]]:
-        """`data_files` as a mapping from split to files."""
-        by_split = self.data_files if isinstance(self.data_files, dict) else {"train": self.data_files or ()}
-        return {split: (files,) if isinstance(files, str) else files for split, files in by_split.items()}
+    def parts(self) -> dict[str, "Data"]:
+        """For each source, by its label, the section as if it were the only one; without sources, itself as ""."""
+        if not self.sources:
+            return {"": self}
+        origins = [{key: getattr(source, key) for key in Origin.model_fields} for source in self.sources]
+        labels = [source.name_in_metrics for source in self.sources]
+        return {
+            label: self.model_copy(update={**origin, "sources": ()})
+            for label, origin in zip(labels, origins, strict=True)
+        }
 
 
 class EarlyStopping(Section):  # when to stop before `max_steps`
@@ -168,21 +217,6 @@ class Optimizer(Section):
     """Added to AdamW's denominator."""
     weight_decay: NonNegative = 0.1
     """Decoupled weight decay of matrices and embeddings; biases and norms have none."""
-
-
-class Schedule(Section):
-    """A factor that goes from `begin` to `end`."""
-
-    style: Literal["constant", "linear", "cosine", "power"] = "constant"
-    """Shape of the decay."""
-    warmup_ratio: Fraction = 0.0
-    """Share of the steps that stays at `begin` first."""
-    decay_ratio: Fraction | None = None
-    """Share of the steps that goes from `begin` to `end`; null means all the rest."""
-    begin: NonNegative = 1.0
-    """Factor at the start."""
-    end: NonNegative = 1.0
-    """Factor at the end."""
 
 
 class LrSchedule(Section):

@@ -99,6 +99,8 @@ def parse_recipe(values: Any, default_name: str, known: Iterable[tuple[str, str]
 def _without(values: Any, key: str) -> Any:
     """`values` without a dotted key."""
     name, _, rest = key.partition(".")
+    if isinstance(values, list) and name.isdigit():
+        return [_without(old, rest) if str(i) == name else old for i, old in enumerate(values)]
     if not isinstance(values, dict) or name not in values:
         return values
     return {one: _without(old, rest) if one == name else old for one, old in values.items() if rest or one != name}

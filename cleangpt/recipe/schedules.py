@@ -13,11 +13,12 @@ and then go to `end`.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from .keys import LrSchedule, Optimizer, Recipe, Schedule, Schedules
+from .keys import LrSchedule, Optimizer, Recipe, Schedule, Schedules, Source
 
 
 class Values(NamedTuple):
@@ -74,6 +75,30 @@ def sequences_per_step(recipe: Recipe) -> np.ndarray:
         sequences[: branch.step] = 0
         sequences[0] = branch.sequences
     return sequences
+
+
+def source_weights(sources: Sequence[Source], progress: np.ndarray) -> np.ndarray:
+    """The weight of each source of a mixture at `progress` (n,) = step / `max_steps`, (n, sources)."""
+    factors = [
+        [one.weight if isinstance(one.weight, float) else factor(one.weight, at, one.weight.begin) for one in sources]
+        for at in progress.tolist()
+    ]
+    return np.array(factors)
+
+
+def source_shares(recipe: Recipe) -> np.ndarray | None:
+    """Each source's share of the rows of each step of a resolved recipe, (max_steps, sources); None without sources.
+
+    In a branch, the first step has the mean share of all that it stands for.
+    """
+    max_steps, branch = recipe.training.max_steps or 0, recipe.branched_from
+    if not recipe.data.sources:
+        return None
+    weights = source_weights(recipe.data.sources, np.arange(1, max_steps + 1) / max_steps)
+    shares = weights / weights.sum(axis=1, keepdims=True)
+    if branch is not None and branch.step:
+        shares[0] = shares[: branch.step].mean(axis=0)
+    return shares
 
 
 def steps_for(sequences: float, batch_size: int, schedules: Schedules, optimizer: Optimizer) -> int:

@@ -46,7 +46,8 @@ def _entry(head: str, text: str) -> str:
 def section_in(annotation: Any) -> type[BaseModel] | None:
     """The section in `Section` or `Section | None`."""
     options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+    only = [option for option in options if option is not types.NoneType]
+    return only[0] if len(only) == 1 and isinstance(only[0], type) and issubclass(only[0], BaseModel) else None
 
 
 def allowed(annotation: Any, metadata: Sequence[Any] = ()) -> str:
@@ -89,10 +90,14 @@ def translate(error: ErrorDetails) -> tuple[str, str]:
         if section is None:
             break
         key = f"{key}.{part}".removeprefix(".")
+        if part.isdigit():  # of a list of sections
+            continue
         if part not in section.model_fields:
             return key, f"unknown key, {nearest(part, list(section.model_fields))}"
         field = section.model_fields[part]
-        section, expected = section_in(field.annotation), allowed(field.annotation, field.metadata)
+        is_list = typing.get_origin(field.annotation) is tuple
+        section = section_in(typing.get_args(field.annotation)[0] if is_list else field.annotation)
+        expected = allowed(field.annotation, field.metadata)
     if error["type"] == "missing":
         return key, f"missing, expected {expected}"
     return key or "recipe", f"expected {expected}, got {error['input']!r}"

@@ -86,22 +86,23 @@ def published_card(files: dict[str, Path], repo_id: str) -> dict[str, bytes]:
 def card_metadata(report: Report) -> ModelCardData:
     """The card's YAML header, with the metrics as evaluation results."""
     data, source = report.recipe.data, report.recipe.model.get("init_from")
-    results = [
-        EvalResult(
+    results = []
+    for metric, value in report.metrics.items():
+        split, kind, *label = metric.split("/", 2)
+        result = EvalResult(
             task_type="text-generation",
-            dataset_type=data.path,
-            dataset_name=dataset_name(data),
-            dataset_split="test" if metric.startswith("test/") else "validation",
-            metric_type=metric.split("/")[1],
+            dataset_type=data.path or "mixture",
+            dataset_name="".join(label) or dataset_name(data),
+            dataset_split="test" if split == "test" else "validation",
+            metric_type=kind,
             metric_value=value,
         )
-        for metric, value in report.metrics.items()
-    ]
+        results.append(result)
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["cleangpt", report.model_type],
-        datasets=[data.path] if is_on_hub(data) else None,
+        datasets=[part.path for part in data.parts.values() if is_on_hub(part)] or None,
         base_model=source if source is not None and not Path(source).exists() else None,
         model_name=report.recipe.run.name,
         eval_results=results or None,
@@ -110,13 +111,15 @@ def card_metadata(report: Report) -> ModelCardData:
 
 def is_on_hub(data: Data) -> bool:
     """Whether the training data is a dataset on the Hub."""
-    return data.path not in (*ARITHMETIC, *FILES)
+    return data.path not in (*ARITHMETIC, *FILES, "")
 
 
 def dataset_name(data: Data) -> str:
     """The training data's name: the kind of problem, the Hub id, or the file names."""
     if data.path in ARITHMETIC:
         return f"{data.num_digits}-digit {data.path}"
+    if data.sources:
+        return ", ".join(dataset_name(part) for part in data.parts.values())
     return ", ".join(file.rsplit("/", 1)[-1] for files in data.files.values() for file in files) or data.path
 
 

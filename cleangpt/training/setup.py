@@ -21,7 +21,7 @@ from ..models.build import block_size, build_model, choose_attention, config_for
 from ..models.loss import check_documents
 from ..models.statistics import flops_per_token
 from ..recipe.keys import ReadOnly, Recipe
-from ..recipe.schedules import sequences_per_step, steps_for
+from ..recipe.schedules import sequences_per_step, source_shares, steps_for
 from ..reporting.hub import Publisher
 from ..reporting.tracking import Tracker
 from .checkpoint import Progress, Saver, load_optimizers, load_progress
@@ -116,7 +116,7 @@ def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
         model=model.train(),
         network=network,
         optimizers=optimizers,
-        loader=Loader(split, sequences, recipe.run.seed, share),
+        loader=Loader(split, sequences, recipe.run.seed, share, source_shares(recipe)),
         tracker=tracker,
         saver=Saver(accelerator),
         publisher=Publisher(recipe.repo_id, recipe.hub.private, recipe.folder, is_pushing),

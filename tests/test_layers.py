@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).parents[1] / "cleangpt"
 # The rooms from the ground up; those on one floor do not know each other. In a room, the modules from the ground up.
 FLOORS = [
     {"ground": ["errors", "files", "hardware"]},
-    {"recipe": ["keys", "schedules", "wording", "checks", "reading"]},
+    {"recipe": ["values", "sources", "keys", "schedules", "wording", "checks", "reading"]},
     {
         "data": [
             *("splits", "permutation", "cache", "tokenization", "stream", "packing", "mixture"),

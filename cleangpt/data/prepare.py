@@ -11,8 +11,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
-from ..recipe.keys import ARITHMETIC, FILES, Data, Origin, Recipe, TokenizerTraining
+from ..recipe.keys import ARITHMETIC, FILES, Data, Recipe, TokenizerTraining
 from ..recipe.schedules import source_weights
+from ..recipe.sources import Origin
 from .arithmetic import FRACTIONS, ArithmeticSplit
 from .cache import build_once, fingerprint
 from .encoding import build_text

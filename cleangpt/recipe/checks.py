@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .keys import ARITHMETIC, FILES, Data, Origin, Recipe
+from .keys import ARITHMETIC, FILES, Data, Recipe
 from .schedules import decay_ratio, source_weights
+from .sources import Origin
 from .wording import allowed, nearest
 
 MOMENTS = np.arange(1, 1001) / 1000  # of a run

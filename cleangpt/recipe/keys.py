@@ -1,42 +1,29 @@
 """The recipe: every knob of an experiment on one page. A recipe and its sections are immutable."""
 
-import string
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from transformers.utils.generic import flatten_dict
 from yaml import safe_dump
 
+from .sources import Origin, Source
+from .values import (
+    BareNo,
+    BelowOne,
+    Count,
+    Fraction,
+    Metric,
+    Natural,
+    NonNegative,
+    Positive,
+    ReadOnly,
+    Section,
+    Text,
+)
+
 ARITHMETIC = ("addition", "multiplication")
 FILES = ("text", "json", "parquet", "csv")
-
-
-class ReadOnly(dict):  # a mapping inside a recipe
-    def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
-        raise TypeError("a recipe is immutable")
-
-    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
-
-    def __reduce__(self) -> tuple:
-        return ReadOnly, (dict(self),)  # pickle and copy would fill an empty one
-
-
-# The text in each annotation says in errors and in `--help` what the key may hold.
-Count = Annotated[int, Field(ge=1), "a whole number from 1"]
-Natural = Annotated[int, Field(ge=0), "a whole number from 0"]
-Positive = Annotated[float, Field(gt=0), "a number above 0"]
-NonNegative = Annotated[float, Field(ge=0), "a number from 0"]
-Fraction = Annotated[float, Field(ge=0, le=1), "a number from 0 to 1"]
-BelowOne = Annotated[float, Field(ge=0, lt=1), "a number from 0 to below 1"]
-Text = Annotated[str, Field(min_length=1, coerce_numbers_to_str=True), "text"]
-BareNo = BeforeValidator(lambda value: "no" if value is False else value)  # YAML reads an unquoted `no` as false
-Files = Text | tuple[Text, ...]
-Metric = Literal["eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/accuracy", "train/loss", "grad_norm"]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Run(Section):
@@ -70,75 +57,13 @@ class Tokenizer(Section):
     """Train one on this recipe's text instead."""
 
 
-class Schedule(Section):
-    """A factor that goes from `begin` to `end`."""
-
-    style: Literal["constant", "linear", "cosine", "power"] = "constant"
-    """Shape of the decay."""
-    warmup_ratio: Fraction = 0.0
-    """Share of the steps that stays at `begin` first."""
-    decay_ratio: Fraction | None = None
-    """Share of the steps that goes from `begin` to `end`; null means all the rest."""
-    begin: NonNegative = 1.0
-    """Factor at the start."""
-    end: NonNegative = 1.0
-    """Factor at the end."""
-
-
-class Origin(Section):  # where text comes from
-    path: Annotated[str, Field(coerce_numbers_to_str=True), BeforeValidator(lambda value: value or ""), "text"] = ""
-    """`text`, `json`, `parquet` or `csv` for files, a Hub id, a folder that `save_to_disk` wrote, or `addition` or
-    `multiplication` (generated). Rows with `input_ids` (and `labels`) are taken as they are."""
-    name: Text | None = None
-    """Configuration of the Hub dataset."""
-    revision: Text | None = None
-    """Branch, tag or commit of the Hub dataset."""
-    data_files: Files | Annotated[dict[str, Files], AfterValidator(ReadOnly)] | None = None
-    """A file, glob pattern or URL, a list of them, or a mapping from split to them."""
-    split: Annotated[dict[str, Positive], AfterValidator(ReadOnly)] | None = None
-    """Fractions of train (text by characters, tables by rows, problems by index); null: train 0.9, validation 0.1, or
-    for arithmetic train 0.7, validation 0.15, test 0.15. `{train: 0.1}` takes a part of text that brings validation."""
-    text_column: Text = "text"
-    """Column that holds the text."""
-    template: Text | None = None
-    """A row's text from several columns, instead of `text_column`: `{question} {answer}`, say."""
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that hold the text."""
-        if self.template is None:
-            return [self.text_column]
-        return [name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None]
-
-    @property
-    def files(self) -> dict[str, tuple[str, ...]]:
-        """`data_files` as a mapping from split to files."""
-        by_split = self.data_files if isinstance(self.data_files, dict) else {"train": self.data_files or ()}
-        return {split: (files,) if isinstance(files, str) else files for split, files in by_split.items()}
-
-
-class WeightSchedule(Schedule):
-    style: Literal["constant", "linear", "cosine"] = "linear"
-
-
-class Source(Origin):  # of a mixture
-    label: Text | None = None
-    weight: Positive | WeightSchedule = 1.0
-
-    @property
-    def name_in_metrics(self) -> str:
-        """`label`, by default the name of the first file or of the dataset."""
-        files = [file for files in self.files.values() for file in files]
-        return self.label or (Path(files[0]).stem if files else Path(self.path).name)
-
-
 class Data(Origin):
     """What to train on."""
 
     sources: tuple[Source, ...] = ()
     """A mixture instead of one text: a list with, for each source, the keys above, a `label` for its metrics (by
     default its first file's or its dataset's name) and a `weight`, its share of the sequences relative to the others':
-    a number, or `begin` and `end` between which it goes over the run (a schedule, `linear` by default)."""
+    a number (by default 1), or `{begin: 3, end: 1}` for one that changes evenly over the run."""
     block_size: Count | None = None
     """Targets per sequence, in tokens; by default `model.max_position_embeddings`. Arithmetic has its own length."""
     packing: Literal["windows", "blocks", "documents"] = "windows"
@@ -217,6 +142,21 @@ class Optimizer(Section):
     """Added to AdamW's denominator."""
     weight_decay: NonNegative = 0.1
     """Decoupled weight decay of matrices and embeddings; biases and norms have none."""
+
+
+class Schedule(Section):
+    """A factor that goes from `begin` to `end`."""
+
+    style: Literal["constant", "linear", "cosine", "power"] = "constant"
+    """Shape of the decay."""
+    warmup_ratio: Fraction = 0.0
+    """Share of the steps that stays at `begin` first."""
+    decay_ratio: Fraction | None = None
+    """Share of the steps that goes from `begin` to `end`; null means all the rest."""
+    begin: NonNegative = 1.0
+    """Factor at the start."""
+    end: NonNegative = 1.0
+    """Factor at the end."""
 
 
 class LrSchedule(Section):

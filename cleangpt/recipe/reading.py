@@ -19,7 +19,8 @@ from yaml import YAMLError
 
 from ..errors import UserError
 from .checks import check_keys, check_model
-from .keys import ReadOnly, Recipe
+from .keys import Recipe
+from .values import ReadOnly
 from .wording import help_text, translate
 
 

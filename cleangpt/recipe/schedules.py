@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .keys import LrSchedule, Optimizer, Recipe, Schedule, Schedules, Source
+from .keys import LrSchedule, Optimizer, Recipe, Schedule, Schedules
+from .sources import Source
 
 
 class Values(NamedTuple):
@@ -79,11 +80,9 @@ def sequences_per_step(recipe: Recipe) -> np.ndarray:
 
 def source_weights(sources: Sequence[Source], progress: np.ndarray) -> np.ndarray:
     """The weight of each source of a mixture at `progress` (n,) = step / `max_steps`, (n, sources)."""
-    factors = [
-        [one.weight if isinstance(one.weight, float) else factor(one.weight, at, one.weight.begin) for one in sources]
-        for at in progress.tolist()
-    ]
-    return np.array(factors)
+    given = [source.weight for source in sources]
+    begin, end = np.array([(w, w) if isinstance(w, float) else (w.begin, w.end) for w in given]).T
+    return begin + (end - begin) * progress[:, None]
 
 
 def source_shares(recipe: Recipe) -> np.ndarray | None:

@@ -21,9 +21,10 @@ from filelock import FileLock, Timeout
 
 from ..errors import UserError
 from ..files import clear_leftovers, is_whole, remove_at_once, write_file
-from ..recipe.keys import Branch, ReadOnly, Recipe, flatten
+from ..recipe.keys import Branch, Recipe, flatten
 from ..recipe.reading import parse_recipe
 from ..recipe.schedules import is_flat, sequences_per_step
+from ..recipe.values import ReadOnly
 from .checkpoint import list_checkpoints, newest_checkpoint, step_of
 from .launch import on_main
 

@@ -20,8 +20,9 @@ from ..hardware import choose_precision, default_device
 from ..models.build import block_size, build_model, choose_attention, config_for, load_config, load_model
 from ..models.loss import check_documents
 from ..models.statistics import flops_per_token
-from ..recipe.keys import ReadOnly, Recipe
+from ..recipe.keys import Recipe
 from ..recipe.schedules import sequences_per_step, source_shares, steps_for
+from ..recipe.values import ReadOnly
 from ..reporting.hub import Publisher
 from ..reporting.tracking import Tracker
 from .checkpoint import Progress, Saver, load_optimizers, load_progress

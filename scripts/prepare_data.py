@@ -59,8 +59,10 @@ def main() -> None:
 
 def push(data: PreparedData, repo_id: str, recipe: Recipe) -> None:
     """Publishes the built splits as a dataset, their tokenizer and card in the same repository."""
-    if data.folder is None:
-        raise UserError(("--push", "expected data that is built, arithmetic is computed"))
+    if data.folder is None or len(data.folders) > 1:
+        raise UserError(
+            ("--push", "expected built data of one source: arithmetic is computed, push sources one by one")
+        )
     rows = "\n".join(
         f"| {name} | {counts['documents']:,} | {counts['tokens']:,} | {counts['bytes']:,} |"
         for name, counts in summarize(data.folder).items()
@@ -74,26 +76,24 @@ def push(data: PreparedData, repo_id: str, recipe: Recipe) -> None:
 
 
 def report(data: PreparedData, seconds: float) -> None:
-    """Prints what there is of each split."""
-    if data.folder is None:
+    """Prints what there is of each split, of each source of a mixture."""
+    if not data.folders:
         for name, split in data.splits.items():
             print(f"{name:12} {split.num_problems:>15,} problems, computed when they are drawn")
         return
-    print(f"{'split':12} {'documents':>12} {'tokens':>15} {'bytes of text':>15} {'bytes on disk':>15}")
-    for name, counts in summarize(data.folder).items():
-        disk = sum(file.stat().st_size for file in data.folder.glob(f"{name}/*"))
-        print(f"{name:12} {counts['documents']:12,} {counts['tokens']:15,} {counts['bytes']:15,} {disk:15,}")
-        if counts["empty"]:
-            print(f"{'':12} {counts['empty']:12,} rows without text were skipped")
-    lengths = document_lengths(data.folder, "train")
-    print(
-        "\ntokens per document of train: "
-        + "  ".join(f"{k} {np.quantile(lengths, q):,.0f}" for k, q in QUANTILES.items())
-    )
-    picture = data.folder / "documents.png"
-    draw(lengths, picture)
-    print(f"{seconds:.1f} s, vocabulary {len(data.tokenizer):,}, in {data.folder}, lengths drawn in {picture}")
-    print(f'To open it: datasets.load_from_disk("{data.folder}")')
+    for label, folder in data.folders.items():
+        print(f"{label or 'split':12} {'documents':>12} {'tokens':>15} {'bytes of text':>15} {'bytes on disk':>15}")
+        for name, counts in summarize(folder).items():
+            disk = sum(file.stat().st_size for file in folder.glob(f"{name}/*"))
+            print(f"{name:12} {counts['documents']:12,} {counts['tokens']:15,} {counts['bytes']:15,} {disk:15,}")
+            if counts["empty"]:
+                print(f"{'':12} {counts['empty']:12,} rows without text were skipped")
+        lengths = document_lengths(folder, "train")
+        quantiles = "  ".join(f"{k} {np.quantile(lengths, q):,.0f}" for k, q in QUANTILES.items())
+        draw(lengths, folder / "documents.png")
+        print(f"\ntokens per document of train: {quantiles}, lengths drawn in {folder / 'documents.png'}")
+        print(f'To open it: datasets.load_from_disk("{folder}")\n')
+    print(f"{seconds:.1f} s, vocabulary {len(data.tokenizer):,}")
 
 
 def draw(lengths: np.ndarray, path: Path) -> None:

@@ -1,13 +1,17 @@
 """Mixtures: sources take turns by weight, a pure function of the place, and are measured each and together."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import LINES, read_metrics, write_split
+from conftest import LINES, ROOT, read_metrics, write_split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +21,7 @@ from cleangpt.data.mixture import Mixture, Turns
 from cleangpt.data.packing import TextSplit
 from cleangpt.data.splits import IGNORED
 from cleangpt.recipe.schedules import source_shares
+from cleangpt.training.checkpoint import list_checkpoints
 from cleangpt.training.setup import build_run, find_run, load_data
 
 
@@ -153,25 +158,37 @@ def test_each_source_is_measured_beside_the_whole(mixed):
     assert "stories" in (final / "README.md").read_text()
 
 
-def test_a_run_goes_on_with_the_same_samples_and_ends_with_the_same_bytes(mixed):
-    whole = train(load_recipe(mixed, ["--run.name=whole", "--checkpoint.keep_last=9"]))
-    half = load_recipe(mixed, ["--run.name=half", "--checkpoint.keep_last=9"])
-    train(half)
-    import shutil
+def test_a_killed_run_goes_on_to_the_same_bytes(mixed):
+    options = ["--training.max_steps=60", "--training.macro_batch=5"]
+    hurt, whole = (load_recipe(mixed, [*options, f"--run.name={name}"]) for name in ("hurt", "whole"))
+    command = [sys.executable, "train.py", str(mixed), *options, "--run.name=hurt"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    while not list_checkpoints(hurt.folder):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (hurt.folder / "final").exists()
+    train(whole)
+    train(hurt)
+    for file in ("final/model.safetensors", "checkpoints/step-00000060/optimizer.safetensors"):
+        assert (hurt.folder / file).read_bytes() == (whole.folder / file).read_bytes(), file
 
-    from cleangpt.training.checkpoint import list_checkpoints
 
-    shutil.rmtree(half.folder / "final")
-    shutil.rmtree(list_checkpoints(half.folder)[-1])
-    final = train(half)
-    assert (final / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+def test_two_builders_of_one_mixture_build_it_once(mixed, tmp_path):
+    command = [sys.executable, "scripts/prepare_data.py", str(mixed)]
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    options = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "text": True}
+    said = [process.communicate()[0] for process in [subprocess.Popen(command, **options) for _ in range(2)]]
+    opened = [[line for line in text.splitlines() if "load_from_disk" in line] for text in said]
+    assert opened[0] == opened[1] and len(opened[0]) == 2
+    left = [path for path in (tmp_path / "cache" / "cleangpt").iterdir() if path.is_dir()]
+    assert len(left) == 3  # two sources and their tokenizer
 
 
 def test_a_branch_enters_the_order_where_the_run_was(mixed):
     recipe = load_recipe(mixed, ["--checkpoint.keep_last=9"])
     train(recipe)
-    from cleangpt.training.checkpoint import list_checkpoints
-
     first = list_checkpoints(recipe.folder)[0]
     expected = build_run(*find_run(load_recipe(mixed, ["--run.name=whole"]))).loader.indices(4)
     for batch_size in (8, 4):

@@ -21,7 +21,7 @@ train: $(INSTALLED)
 test: $(INSTALLED) .venv/$(TRANSFORMERS)
 	$(BIN)/python -m pytest -m "not soak and not extras"
 
-extras: .venv/extras
+extras: .venv/extras .venv/transformers-4/installed
 	$(BIN)/python -m pytest -m "extras and not soak"
 
 soak: $(INSTALLED) .venv/$(TRANSFORMERS)
@@ -29,6 +29,12 @@ soak: $(INSTALLED) .venv/$(TRANSFORMERS)
 
 .venv/extras: $(INSTALLED)
 	$(INSTALL) ".[clients,trackers,demo]"
+	@touch $@
+
+# Clients that need transformers 4 have an environment of their own.
+.venv/transformers-4/installed: $(INSTALLED) tests/older_clients.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/older_clients.txt
 	@touch $@
 
 # transformers' own model tests come with its source distribution, not with its wheel.

@@ -42,10 +42,12 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 def _seal(folder: Path) -> None:
-    """Writes the manifest of a folder and flushes everything to disk."""
+    """Writes the manifest of a folder, makes all files as readable as it, and flushes everything to disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {str(file.relative_to(folder)): _digest_of(file) for file in files}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    for file in files:
+        file.chmod((folder / "manifest.json").stat().st_mode)  # safetensors writes for the owner only
     for path in (*files, folder / "manifest.json", *{file.parent for file in files}, folder):
         flush(path)
 
@@ -61,6 +63,12 @@ def is_whole(folder: Path) -> bool:
         return all(_digest_of(folder / name) == entry for name, entry in manifest.items())
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def hint_at_model(path: str | Path) -> str:
+    """What to say in an error about a run's folder in place of a model's: `; use outputs/mine/final`."""
+    models = [Path(path, name) for name in ("final", "best")]
+    return next((f"; use {model}" for model in models if (model / "config.json").is_file()), "")
 
 
 def remove(path: Path) -> None:

@@ -1,9 +1,10 @@
 """Publishes a trained model on the Hugging Face Hub, with its recipe, metrics and card.
 
-    python scripts/push_to_hub.py outputs/adder/final USER/NAME [--native] [--checkpoint]
+    python scripts/push_to_hub.py outputs/adder/final USER/NAME [--native] [--checkpoint] [--replace]
 
 Log in with `hf auth login` before, or set HF_TOKEN. A new repository is private unless the run's recipe says
-`hub.private: false`.
+`hub.private: false`. A repository that holds another run's model, or one of no run, is left
+alone without --replace.
 """
 
 import argparse
@@ -16,8 +17,9 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from cleangpt import UserError
 from cleangpt.errors import exit_code
+from cleangpt.files import hint_at_model
 from cleangpt.models.convert import export_folder
-from cleangpt.reporting.hub import RUN_FILES, push_folder
+from cleangpt.reporting.hub import RUN_FILES, push_folder, require_own
 from cleangpt.training.checkpoint import newest_checkpoint
 
 
@@ -27,6 +29,7 @@ def main() -> None:
     parser.add_argument("repo_id", help="USER/NAME, or NAME in your own namespace")
     parser.add_argument("--native", action="store_true", help="push a plain gpt2, llama or qwen3 of the same weights")
     parser.add_argument("--checkpoint", action="store_true", help="push the run's newest checkpoint too")
+    parser.add_argument("--replace", action="store_true", help="replace another run's model in that repository")
     arguments = parser.parse_args()
     try:
         validate_repo_id(arguments.repo_id)
@@ -39,7 +42,7 @@ def push(arguments: argparse.Namespace) -> str:
     """Gathers what belongs to the model and uploads it as one commit; returns the repository's id."""
     model, run = arguments.model, arguments.model.resolve().parent
     if not (model / "config.json").is_file():
-        raise UserError(("model", f"expected a saved model's folder, got {str(model)!r}"))
+        raise UserError(("model", f"expected a saved model's folder, got {str(model)!r}{hint_at_model(model)}"))
     beside = {name: run / name for name in RUN_FILES if (run / name).is_file()}
     recipe = yaml.safe_load(beside["recipe.yaml"].read_text()) if "recipe.yaml" in beside else None
     private = ((recipe or {}).get("hub") or {}).get("private", True)
@@ -53,6 +56,8 @@ def push(arguments: argparse.Namespace) -> str:
             print(export_folder(str(model), Path(folder) / "native"))
             model = Path(folder) / "native"
         try:
+            if not arguments.replace:
+                require_own(arguments.repo_id, beside.get("recipe.yaml"))
             return push_folder(model, arguments.repo_id, private, f"Model of {run.name}", beside)
         except ConnectionError as error:
             raise UserError(("repo_id", f"not pushed: {error}")) from error

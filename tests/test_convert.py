@@ -28,12 +28,13 @@ from cleangpt import (
     load_recipe,
     train,
 )
-from cleangpt.data.tokenization import arithmetic_tokenizer
-from cleangpt.models import convert
+from cleangpt.data.tokenization import arithmetic_tokenizer, bpe_tokenizer, character_tokenizer
+from cleangpt.models import checkpoints, convert
+from cleangpt.models.checkpoints import read_checkpoint
 from cleangpt.models.convert import (
     compare_models,
+    compare_with_forward,
     export_folder,
-    from_nanogpt_checkpoint,
     from_native,
     import_folder,
     to_native,
@@ -222,12 +223,105 @@ def nanogpt_checkpoint(path, bias: bool = False, tied: bool = True, **changes):
 @pytest.mark.parametrize(("bias", "tied"), [(False, True), (True, True), (True, False)])
 def test_a_checkpoint_of_nanogpt_is_imported(tmp_path, bias, tied):
     expected = nanogpt_checkpoint(tmp_path / "ckpt.pt", bias, tied)
-    model, gpt2 = from_nanogpt_checkpoint(tmp_path / "ckpt.pt")
+    model, forward = read_checkpoint(tmp_path / "ckpt.pt")
     assert torch.equal(model(torch.arange(9)[None]).logits, expected(torch.arange(9)[None]).logits)
-    assert compare_models(model, gpt2).holds
-    assert model.config.dropout == 0.1
+    assert compare_with_forward(forward, model).holds
+    assert (model.config.dropout, model.config.tie_word_embeddings) == (0.1, tied)
     import_folder(tmp_path / "ckpt.pt", tmp_path / "out")
     assert compare_models(AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval(), expected).holds
+
+
+def test_the_proof_sees_what_the_conversion_gets_wrong(tmp_path, monkeypatch):
+    """A head that is not tied, read as if it were: once imported in silence, off by 9.0."""
+    nanogpt_checkpoint(tmp_path / "ckpt.pt", tied=False)
+    shape = checkpoints._gpt_shape
+    monkeypatch.setattr(checkpoints, "_gpt_shape", lambda *read: {**shape(*read), "tie_word_embeddings": True})
+    with pytest.raises(UserError, match="not equal, nothing is written"):
+        import_folder(tmp_path / "ckpt.pt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def seed_run(folder, kind: str, tied: bool, bias: bool = False):
+    """Writes `best/*.pt` and config.json as wxc971231/CleanGPT does, of a compiled model, which it returns."""
+    settings = {"model": kind, "dataset": "shakespeare_char", "save_strategy": "best", "seed": [42]}
+    settings |= {"n_position": 80, "n_layer": 2, "n_embed": 16, "vocab_size": 20, "weight_tying": tied}
+    settings |= {"dropout_attn": 0.2, "add_bias": bias}
+    shape = {"vocab_size": 20, "n_embd": 16, "n_layer": 2, "block_size": 80, "tie_word_embeddings": tied}
+    if kind == "NanoGPT":
+        settings |= {"n_head": 2, "dropout": 0.1}
+        model = NanoGPTForCausalLM(NanoGPTConfig(**shape, n_head=2, bias=bias))
+    else:
+        settings |= {"n_q_head": 4, "n_kv_head": 2, "rms_norm_eps": 1e-5}
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=20,
+                hidden_size=16,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=80,
+                rms_norm_eps=1e-5,
+                tie_word_embeddings=tied,
+                bos_token_id=None,
+                eos_token_id=None,
+            )
+        )
+    (folder / "best").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(settings))
+    weights = {f"_orig_mod.{name}": weight for name, weight in randomize(model).state_dict().items()}
+    torch.save(weights, folder / "best" / "1.473_seed42_mb12.pt")
+    return model
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("kind", "bias"), [("NanoGPT", True), ("NanoGPT", False), ("llama", False)])
+def test_a_file_of_the_first_cleangpt_is_imported(tmp_path, kind, bias, tied):
+    expected = seed_run(tmp_path / "run", kind, tied, bias)
+    proof = import_folder(tmp_path / "run" / "best" / "1.473_seed42_mb12.pt", tmp_path / "out")
+    assert proof.holds and proof.tokens == 64
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert ours.config.model_type == ("nanogpt" if kind == "NanoGPT" else "nanollama")
+    assert (ours.config.attention_dropout, ours.config.tie_word_embeddings) == (0.2, tied)
+    assert compare_models(ours, expected).holds
+
+
+def test_a_file_without_its_config_is_refused(tmp_path):
+    seed_run(tmp_path / "run", "llama", True)
+    (tmp_path / "run" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config\.json"):
+        import_folder(tmp_path / "run" / "best" / "1.473_seed42_mb12.pt", tmp_path / "out")
+
+
+@pytest.mark.parametrize("has_room", [True, False], ids=["with rows for special ids", "without"])
+def test_a_tokenizer_gives_its_special_ids(tmp_path, has_room):
+    """nanoGPT's and the first CleanGPT's character models have a row for each character and none for special ids."""
+    tokenizer = character_tokenizer("abcdefghijklmnopqr" if has_room else "abcdefghijklmnopqrst")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    nanogpt_checkpoint(tmp_path / "ckpt.pt")
+    import_folder(tmp_path / "ckpt.pt", tmp_path / "out", str(tmp_path / "tokenizer"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    for ids in (model.config, model.generation_config, tokenizer):
+        assert (ids.eos_token_id, ids.bos_token_id, ids.pad_token_id) == (19 if has_room else None,) * 3
+    assert model.generate(**tokenizer("abc", return_tensors="pt")).shape[1] <= 43
+    done = run_python("scripts/generate.py", tmp_path / "out", "--prompt=abc", "--max_new_tokens=5")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("size", [21, 400])
+def test_a_tokenizer_for_another_vocabulary_is_refused(tmp_path, size):
+    if size == 21:
+        tokenizer = character_tokenizer("abcdefghijklmnopqrstu")
+        nanogpt_checkpoint(tmp_path / "ckpt.pt")
+    else:
+        tokenizer = bpe_tokenizer(["abc"], 257)
+        model = randomize(GPT2LMHeadModel(GPT2Config(**{**TINY, "vocab_size": 400})))
+        model.save_pretrained(tmp_path / "ckpt.pt")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(UserError, match="--tokenizer: expected one for the model's"):
+        import_folder(tmp_path / "ckpt.pt", tmp_path / "out", str(tmp_path / "tokenizer"))
+    assert not (tmp_path / "out").exists()
 
 
 class Malice:
@@ -241,15 +335,15 @@ def test_files_that_are_no_checkpoint_are_refused_and_not_executed(tmp_path, cap
     whole = path.read_bytes()
     for content in (b"", b"text", whole[: len(whole) // 2]):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"expected a ckpt\.pt"):
-            from_nanogpt_checkpoint(path)
+        with pytest.raises(UserError, match=r"expected nanoGPT's ckpt\.pt"):
+            read_checkpoint(path)
     for changes in ({"model_args": {}}, {"model": 3}, {"model": {}}, {"optimizer": Malice()}):
         nanogpt_checkpoint(path, **changes)
-        with pytest.raises(UserError, match=r"expected a ckpt\.pt"):
-            from_nanogpt_checkpoint(path)
+        with pytest.raises(UserError, match=r"expected nanoGPT's ckpt\.pt"):
+            read_checkpoint(path)
     torch.save([1, 2], path)
-    with pytest.raises(UserError, match=r"expected a ckpt\.pt"):
-        from_nanogpt_checkpoint(path)
+    with pytest.raises(UserError, match=r"expected nanoGPT's ckpt\.pt"):
+        read_checkpoint(path)
     assert "executed" not in capsys.readouterr().out
 
 

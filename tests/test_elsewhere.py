@@ -73,3 +73,38 @@ def test_sft_of_trl(make, tmp_path):
     trainer = SFTTrainer(make(), args=settings, train_dataset=data, processing_class=TOKENIZER)
     trainer.train()
     assert losses(trainer)[-1] < losses(trainer)[0]
+
+
+@MODELS
+@needs("trl")
+def test_dpo_of_trl(make, tmp_path):
+    from trl import DPOConfig, DPOTrainer
+
+    settings = DPOConfig(**arguments(tmp_path, max_length=32, bf16=False))
+    data = Dataset.from_dict({"prompt": ["The"] * 32, "chosen": [" quick"] * 32, "rejected": [" lazy"] * 32})
+    model, reference = make(), make()
+    reference.load_state_dict(model.state_dict())
+    trainer = DPOTrainer(model, reference, args=settings, train_dataset=data, processing_class=TOKENIZER)
+    trainer.train()
+    assert losses(trainer)[0] == pytest.approx(0.693, abs=0.01)  # ln 2: it prefers neither
+    assert losses(trainer)[-1] < 0.6
+
+
+@MODELS
+@needs("trl")
+def test_grpo_of_trl(make, tmp_path):
+    from trl import GRPOConfig, GRPOTrainer
+
+    def reward(completions, **columns):
+        return [float(completion.count("e")) for completion in completions]
+
+    options = {"num_generations": 4, "max_completion_length": 8, "bf16": False, "max_steps": 3}
+    settings = GRPOConfig(**arguments(tmp_path, **options))
+    data = Dataset.from_dict({"prompt": ["The quick"] * 32})
+    model = make()
+    before = [weight.clone() for weight in model.parameters()]
+    trainer = GRPOTrainer(model, reward, args=settings, train_dataset=data, processing_class=TOKENIZER)
+    trainer.train()
+    assert losses(trainer) and any(
+        not torch.equal(old, new.cpu()) for old, new in zip(before, model.parameters(), strict=True)
+    )

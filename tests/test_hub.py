@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import ROOT, run_python
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -22,7 +23,8 @@ import cleangpt.reporting.hub
 from cleangpt import Stopped, UserError, load_recipe, train
 from cleangpt.data.prepare import prepare_data
 from cleangpt.data.stream import summarize
-from cleangpt.reporting.hub import Publisher, push_folder
+from cleangpt.reporting.card import without_paths
+from cleangpt.reporting.hub import Publisher, push_folder, require_own
 from cleangpt.training.checkpoint import is_whole
 
 PUSH = ["--hub.push=true", "--hub.repo_id=me/tiny"]
@@ -56,6 +58,8 @@ def is_on(hub, final) -> bool:
     wanted |= {name: final.parent / name for name in ("recipe.yaml", "metrics.jsonl")}
     wanted = {name: path.read_bytes() for name, path in wanted.items() if name != "manifest.json"}
     wanted["README.md"] = wanted["README.md"].replace(str(final).encode(), b"me/tiny")
+    recipe = without_paths(yaml.safe_load(wanted["recipe.yaml"]))
+    wanted["recipe.yaml"] = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode()
     files = hub.files("me/tiny")
     manifest = json.loads(files.pop("manifest.json"))
     return files == wanted and manifest["README.md"]["sha256"] == hashlib.sha256(wanted["README.md"]).hexdigest()
@@ -218,7 +222,7 @@ def test_a_push_that_was_killed_leaves_nothing_and_is_whole_the_next_time(hub, t
 
 def test_a_native_model_and_a_checkpoint_on_request(hub, tiny_text, tmp_path):
     final = train(load_recipe(tiny_text))
-    push_folder(final, "me/tiny", True, "first as it is")
+    push_folder(final, "me/tiny", True, "first as it is", {"recipe.yaml": final.parent / "recipe.yaml"})
     done = run_python("scripts/push_to_hub.py", final, "me/tiny", "--native", "--checkpoint", **hub.environment)
     assert done.returncode == 0, done.stderr
     files = hub.files("me/tiny")
@@ -229,6 +233,8 @@ def test_a_native_model_and_a_checkpoint_on_request(hub, tiny_text, tmp_path):
         (tmp_path / "back" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "back" / name).write_bytes(content)
     assert is_whole(tmp_path / "back" / "checkpoints" / "step-00000006")
+    # No path of this machine, such as those of the text and of the outputs, is published.
+    assert not any(str(tmp_path.parent).encode() in content for content in files.values())
 
 
 @pytest.mark.parametrize(
@@ -245,6 +251,22 @@ def test_nothing_private_goes_to_a_public_repository(hub, tiny_text):
     assert not hub.repos["models", "me/tiny"].private
     with pytest.raises(ConnectionError, match="me/tiny is public"):
         push_folder(final, "me/tiny", True, "test")
+
+
+def test_a_repository_with_another_model_is_left_alone_unless_told(hub, tiny_text, capsys):
+    train(load_recipe(tiny_text, [*PUSH, "--run.name=one"]))
+    before = hub.files("me/tiny")
+    final = train(load_recipe(tiny_text, [*PUSH, "--run.name=two"]))
+    assert "me/tiny holds the model of run one; scripts/push_to_hub.py --replace" in capsys.readouterr().out
+    assert hub.files("me/tiny") == before
+    done = run_python("scripts/push_to_hub.py", final, "me/tiny", **hub.environment)
+    assert done.returncode == 2 and "repo_id: not pushed" in done.stderr and "holds the model of run one" in done.stderr
+    assert hub.files("me/tiny") == before
+    done = run_python("scripts/push_to_hub.py", final, "me/tiny", "--replace", **hub.environment)
+    assert done.returncode == 0, done.stderr
+    require_own("tiny", final.parent / "recipe.yaml")  # in the token's namespace
+    with pytest.raises(ConnectionError, match="holds the model of run two"):
+        require_own("me/tiny", None)
 
 
 def test_the_repository_is_checked_before_the_run(tiny_text):

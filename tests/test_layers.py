@@ -16,7 +16,7 @@ FLOORS = [
         ],
         "reporting": ["card", "hub", "tracking"],
     },
-    {"models": ["nanogpt", "nanollama", "statistics", "loss", "build", "convert"]},
+    {"models": ["nanogpt", "nanollama", "statistics", "loss", "build", "checkpoints", "convert"]},
     {"evaluation": ["metrics", "evaluate", "writing", "grading"]},
     {
         "training": [

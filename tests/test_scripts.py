@@ -204,3 +204,34 @@ def test_the_shipped_tokenizers_are_what_the_script_makes(tmp_path):
     for name in ("arithmetic", "shakespeare"):
         for file in (ROOT / "tokenizers" / name).iterdir():
             assert file.read_bytes() == (tmp_path / name / file.name).read_bytes(), file
+
+
+def test_a_folder_that_holds_other_things_is_no_place_for_a_tokenizer(trained, call_script):
+    before = {path: path.read_bytes() for path in (trained / "final").iterdir()}
+    code, _, errors = call_script("train_tokenizer.py", trained / "recipe.yaml", trained / "final")
+    assert code == 2 and "which has no README.md" in errors
+    assert before == {path: path.read_bytes() for path in (trained / "final").iterdir()}
+
+
+@pytest.mark.parametrize(
+    "command", [["generate.py", "--prompt=a"], ["export.py", "out"], ["push_to_hub.py", "me/tiny"]]
+)
+def test_a_runs_folder_in_place_of_a_models_is_told(trained, command, call_script):
+    script, *rest = command
+    code, _, errors = call_script(script, trained, *rest)
+    assert code == 2 and f"use {trained / 'final'}" in errors and errors.count("\n") == 1
+
+
+def test_all_files_of_a_model_are_readable_alike(trained):
+    assert len({path.stat().st_mode for path in (trained / "final").iterdir()}) == 1
+
+
+def test_a_model_writes_without_a_warning_about_lengths(trained):
+    final = str(trained / "final")
+    code = f"""
+import cleangpt, transformers
+writer = transformers.pipeline("text-generation", {final!r})
+print(writer("The fox"), writer("The fox", max_new_tokens=5))
+"""
+    done = run_python("-c", code)
+    assert done.returncode == 0 and "max_" not in done.stderr, done.stderr

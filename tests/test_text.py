@@ -21,7 +21,7 @@ from cleangpt import (
     load_recipe,
 )
 from cleangpt.data.packing import TextSplit, document_lengths
-from cleangpt.data.prepare import PreparedData
+from cleangpt.data.prepare import PreparedData, prepare_data
 from cleangpt.data.splits import IGNORED, cut_points
 from cleangpt.data.stream import summarize
 from cleangpt.training.setup import resolve
@@ -357,7 +357,7 @@ def test_packed_documents_see_no_other(stories):
     """A row of several documents has the logits of each document alone."""
     data = prepare(stories, "--data.packing=documents", "--data.block_size=64")
     config = {"vocab_size": len(data.tokenizer), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    split = data.splits["train"]
+    split = data.tokenizer is not None
     for model in (NanoGPTForCausalLM(NanoGPTConfig(**config)), NanoLlamaForCausalLM(NanoLlamaConfig(**config))):
         for row in range(3):
             batch = {name: torch.from_numpy(array) for name, array in split[np.array([row])].items()}
@@ -535,3 +535,14 @@ def test_a_dataset_without_tokenizer_is_told(stories, tmp_path):
     DatasetDict({"train": Dataset.from_dict({"text": ["a"] * 20})}).save_to_disk(tmp_path / "saved")
     options = [f"--data.path={tmp_path / 'saved'}", "--data.data_files=null", "--tokenizer.train=null"]
     assert "or a dataset that brings its tokenizer" in problems_of(stories, *options)["tokenizer"]
+
+
+def test_a_download_that_fails_says_where_a_copy_may_lie(tiny_text, tmp_path, monkeypatch, text_file):
+    monkeypatch.chdir(tmp_path)
+    url = "https://nowhere.invalid/tinyshakespeare/input.txt"
+    recipe = load_recipe(tiny_text, [f"--data.data_files={url}", "--run.output_dir=outputs"])
+    with pytest.raises(UserError, match=r"put it at data/tinyshakespeare/input\.txt"):
+        prepare_data(recipe)
+    (tmp_path / "data" / "tinyshakespeare").mkdir(parents=True)
+    (tmp_path / "data" / "tinyshakespeare" / "input.txt").write_bytes(text_file.read_bytes())
+    assert prepare_data(recipe).tokenizer is not None

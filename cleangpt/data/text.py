@@ -23,6 +23,7 @@ from huggingface_hub import snapshot_download
 
 from ..errors import UserError
 from ..recipe.keys import FILES, Data
+from ..recipe.sources import local_copy
 from .cache import file_hash
 from .splits import cut_points
 from .stream import release_file
@@ -120,7 +121,10 @@ def _unreadable(data: Data, error: BaseException) -> UserError:
     for file in itertools.chain(*local_files(data).values()) if data.path in ("text", "json", "csv") else ():
         if mistake := _find_mistake(file, data.path == "json"):
             return source_error(data, f"{file}, line {mistake}")
-    return source_error(data, f"{data.data_files or data.path!r} cannot be loaded: {type(error).__name__}: {error}")
+    copies = filter(None, map(local_copy, itertools.chain(*data.files.values())))
+    hint = "".join(f"; without a network, put it at {copy}" for copy in copies)
+    reason = f"{data.data_files or data.path!r} cannot be loaded: {type(error).__name__}: {error}{hint}"
+    return source_error(data, reason)
 
 
 def _find_mistake(file: str, is_json: bool) -> str | None:

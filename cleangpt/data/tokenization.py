@@ -15,13 +15,14 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ..errors import UserError
+from ..files import hint_at_model
 from ..recipe.keys import TokenizerTraining
 
 VERSION = 3  # of what `train_tokenizer` makes of a text: part of the data's fingerprint
 END, UNKNOWN = "<|endoftext|>", "<unk>"
 BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False)
 # Joins the messages of a chat with line breaks, so that `transformers chat` and `serve` can talk to a base model.
-CHAT_TEMPLATE = "{{ messages | map(attribute='content') | join('\n') }}"
+BASE_TEMPLATE = "{{ messages | map(attribute='content') | join('\n') }}"
 
 
 def _wrap(backend: tokenizers.Tokenizer, **special_tokens: str) -> PreTrainedTokenizerFast:
@@ -32,7 +33,7 @@ def _wrap(backend: tokenizers.Tokenizer, **special_tokens: str) -> PreTrainedTok
         **dict.fromkeys(("bos_token", "eos_token", "pad_token"), END),
         padding_side="left",  # generation continues prompts at their right end
         clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=BASE_TEMPLATE,
         **special_tokens,
     )
 
@@ -100,7 +101,8 @@ def load_tokenizer(path: str | Path, key: str = "tokenizer.path") -> PreTrainedT
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # a broken file can raise anything
-        raise UserError((key, f"expected a tokenizer's folder or Hub id, got {str(path)!r}: {error}")) from error
+        reason = hint_at_model(path) or f": {error}"
+        raise UserError((key, f"expected a tokenizer's folder or Hub id, got {str(path)!r}{reason}")) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError((key, f"expected a fast tokenizer, got {type(tokenizer).__name__} in {str(path)!r}"))
     for where in ("is_local", "local_files_only"):

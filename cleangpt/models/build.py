@@ -14,6 +14,7 @@ from transformers.utils import logging
 from ..data.arithmetic import ArithmeticSplit
 from ..data.splits import Split
 from ..errors import UserError
+from ..files import hint_at_model
 from ..recipe.keys import ARITHMETIC, Data
 
 
@@ -54,10 +55,10 @@ def build_model(
             network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
         except (ValueError, ImportError) as error:
             raise UserError(("model", str(error))) from error
-    length = {"max_length": config.max_position_embeddings}  # what `generate` writes by default
+    new_tokens = max(1, config.max_position_embeddings // 2)
     if isinstance(split, ArithmeticSplit):
-        length = {"max_new_tokens": split.answer_width}
-    network.generation_config = GenerationConfig(**special_ids(tokenizer), **length)
+        new_tokens = split.answer_width
+    network.generation_config = generation_config(tokenizer, new_tokens)
     return network
 
 
@@ -80,6 +81,11 @@ def config_for(model: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, len
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
     """The tokenizer's special ids, under their names in a configuration."""
     return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+
+def generation_config(tokenizer: PreTrainedTokenizerBase, new_tokens: int) -> GenerationConfig:
+    """How many tokens `generate` writes by default, and where it stops."""
+    return GenerationConfig(**special_ids(tokenizer), max_new_tokens=new_tokens)
 
 
 def choose_attention(model: Mapping[str, Any], length: int, mixed_precision: str, device: torch.device) -> str | None:
@@ -119,7 +125,8 @@ def load_model(source: str | Path, attention: str | None = None, key: str = "mod
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
     except Exception as error:  # a broken file can raise anything
-        message = f"expected a model's folder or Hub id, got {str(source)!r}: {type(error).__name__}: {error}"
+        reason = hint_at_model(source) or f": {type(error).__name__}: {error}"
+        message = f"expected a model's folder or Hub id, got {str(source)!r}{reason}"
         raise UserError((key, message)) from error
     network, info = loaded
     if wrong := sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]):
@@ -153,3 +160,14 @@ def load_config(model: Mapping[str, Any], **defaults: Any) -> PreTrainedConfig:
     if model.get("model_type", config.model_type) != config.model_type:
         raise UserError(("model.model_type", f"expected {config.model_type} of init_from, got {model['model_type']!r}"))
     return config
+
+
+def assemble(key: str, model_type: str, weights: dict[str, torch.Tensor], **options: Any) -> PreTrainedModel:
+    """A model from its weights and the keys of its configuration; `key` is what errors are about."""
+    try:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **options))
+        model.load_state_dict(weights)
+    except Exception as error:  # configurations raise errors of many types
+        reason = " ".join(str(error.__cause__ or error).splitlines()[:4])
+        raise UserError((key, f"does not fit a {model_type}: {reason}")) from error
+    return model.eval()

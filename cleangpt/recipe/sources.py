@@ -36,9 +36,18 @@ class Origin(Section):  # where text comes from
 
     @property
     def files(self) -> dict[str, tuple[str, ...]]:
-        """`data_files` as a mapping from split to files."""
+        """`data_files` as a mapping from split to files; in place of a URL its local copy, where there is one."""
         by_split = self.data_files if isinstance(self.data_files, dict) else {"train": self.data_files or ()}
-        return {split: (files,) if isinstance(files, str) else files for split, files in by_split.items()}
+        listed = {split: (files,) if isinstance(files, str) else files for split, files in by_split.items()}
+        return {
+            split: tuple(str(copy) if (copy := local_copy(file)) and copy.is_file() else file for file in files)
+            for split, files in listed.items()
+        }
+
+
+def local_copy(url: str) -> Path | None:
+    """Where a URL's file may lie on this machine, `data/tinyshakespeare/input.txt` say; None for other files."""
+    return Path("data", *url.split("/")[-2:]) if "://" in url else None
 
 
 class Ramp(Section):  # linear over the run

@@ -8,13 +8,17 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas
+import yaml
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from matplotlib.figure import Figure
 
 from ..files import digest
 from ..recipe.keys import ARITHMETIC, FILES, Data, Recipe
+
+HOME = "https://github.com/wxc971231/CleanGPT"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +44,10 @@ class Report:
 
 def write_card(folder: Path, report: Report) -> None:
     """Writes the README.md of a saved model and, for the final model, curves.png."""
-    recipe, data, final = report.recipe, report.recipe.data, report.samples is not None
+    folder_of_run, data, final = report.recipe.folder, report.recipe.data, report.samples is not None
+    recipe = Recipe.model_validate(without_paths(report.recipe.to_dict()))
     if final:
-        draw_curves(recipe.folder / "metrics.jsonl", folder / "curves.png")
+        draw_curves(folder_of_run / "metrics.jsonl", folder / "curves.png")
     prompt = json.dumps(report.example, ensure_ascii=False)  # a Python literal too
     pipeline = f'import transformers; print(transformers.pipeline("text-generation", "exported")({prompt}))'
     backticks = re.findall("`+", "".join(report.samples or ()))
@@ -52,13 +57,14 @@ def write_card(folder: Path, report: Report) -> None:
         report=report,
         recipe=recipe,
         final=final,
-        location=str(recipe.folder / ("final" if final else "best")),  # see `published_card`
+        location=str(folder_of_run / ("final" if final else "best")),  # see `published_files`
         dataset=dataset_name(data),
         arithmetic=data.path in ARITHMETIC,
         on_hub=is_on_hub(data),
         licence=dataset_license(data.path) if final and is_on_hub(data) else None,  # asks the Hub only once a run
         prompt=prompt,
         pipeline=shlex.quote(pipeline),
+        home=HOME,
         fence=max(["``", *backticks], key=len) + "`",
         versions=", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "accelerate")),
         command=train_command(report.num_processes),
@@ -66,21 +72,40 @@ def write_card(folder: Path, report: Report) -> None:
     card.save(folder / "README.md")
 
 
-def published_card(files: dict[str, Path], repo_id: str) -> dict[str, bytes]:
-    """A model's README.md with its repository in place of its folder, and the manifest.json that fits it.
+def published_files(files: dict[str, Path], repo_id: str) -> dict[str, bytes]:
+    """Those of a model's files that are published otherwise than they are here: README.md, recipes, manifests.
 
     `from_pretrained("outputs/adder/final")` becomes `from_pretrained("me/adder")`, and so does the folder wherever else
-    it appears. Empty if there is no card, or it loads nothing.
+    it appears. Recipes lose the paths of this machine, and manifests get the changed files' digests.
     """
-    text = files["README.md"].read_text(encoding="utf-8") if "README.md" in files else ""
-    if (location := re.search(r'from_pretrained\("([^"]+)"', text)) is None:
-        return {}
-    changed = {"README.md": text.replace(location[1], repo_id).encode()}
-    if "manifest.json" in files:
-        manifest = json.loads(files["manifest.json"].read_text())
-        manifest["README.md"] = digest(io.BytesIO(changed["README.md"]))
-        changed["manifest.json"] = json.dumps(manifest, indent=1).encode()
+    changed: dict[str, bytes] = {}
+    for name, file in files.items():
+        if Path(name).name == "recipe.yaml":
+            recipe = without_paths(yaml.safe_load(file.read_text(encoding="utf-8")))
+            changed[name] = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode()
+    if "README.md" in files:
+        text = files["README.md"].read_text(encoding="utf-8")
+        if location := re.search(r'from_pretrained\("([^"]+)"', text):
+            changed["README.md"] = text.replace(location[1], repo_id).encode()
+    for name in [name for name in files if Path(name).name == "manifest.json"]:
+        manifest, folder = json.loads(files[name].read_text()), Path(name).parent
+        for entry in manifest:
+            if content := changed.get((folder / entry).as_posix()):
+                manifest[entry] = digest(io.BytesIO(content))
+        changed[name] = json.dumps(manifest, indent=1).encode()
     return changed
+
+
+def without_paths(value: Any, key: str = "") -> Any:
+    """A recipe's value without paths of this machine: one that leaves the working directory becomes its last name."""
+    if isinstance(value, dict):
+        return {name: without_paths(one, name) for name, one in value.items()}
+    if isinstance(value, list):
+        return [without_paths(one, key) for one in value]
+    if not isinstance(value, str) or not value.startswith(("/", "~", "..")) or key in ("prompts", "template"):
+        return value
+    path = Path(value)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
 
 
 def card_metadata(report: Report) -> ModelCardData:
@@ -91,7 +116,7 @@ def card_metadata(report: Report) -> ModelCardData:
         split, kind, *label = metric.split("/", 2)
         result = EvalResult(
             task_type="text-generation",
-            dataset_type=data.path or "mixture",
+            dataset_type=without_paths(data.path) or "mixture",
             dataset_name="".join(label) or dataset_name(data),
             dataset_split="test" if split == "test" else "validation",
             metric_type=kind,
@@ -111,7 +136,7 @@ def card_metadata(report: Report) -> ModelCardData:
 
 def is_on_hub(data: Data) -> bool:
     """Whether the training data is a dataset on the Hub."""
-    return data.path not in (*ARITHMETIC, *FILES, "")
+    return data.path not in (*ARITHMETIC, *FILES, "") and not Path(data.path).exists()
 
 
 def dataset_name(data: Data) -> str:
@@ -120,7 +145,8 @@ def dataset_name(data: Data) -> str:
         return f"{data.num_digits}-digit {data.path}"
     if data.sources:
         return ", ".join(dataset_name(part) for part in data.parts.values())
-    return ", ".join(file.rsplit("/", 1)[-1] for files in data.files.values() for file in files) or data.path
+    names = [file.rsplit("/", 1)[-1] for files in data.files.values() for file in files]
+    return ", ".join(names) or without_paths(data.path)
 
 
 def dataset_license(path: str) -> str | None:
@@ -135,8 +161,18 @@ def dataset_license(path: str) -> str | None:
 def train_command(num_processes: int) -> str:
     """The command that was typed or, for a run started from Python, an equivalent one."""
     launcher = "python" if num_processes == 1 else f"torchrun --nproc_per_node={num_processes}"
-    typed = sys.argv if Path(sys.argv[0]).name == "train.py" else ["train.py", "recipe.yaml"]
-    return f"{launcher} {shlex.join(typed)}"
+    typed = sys.argv[1:] if Path(sys.argv[0]).name == "train.py" else ["recipe.yaml"]
+    return f"{launcher} train.py {shlex.join(map(_argument_without_paths, typed))}"
+
+
+def _argument_without_paths(argument: str) -> str:
+    key, equals, text = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    value = yaml.safe_load(text)
+    shared = without_paths(value, key.split(".")[-1])
+    if shared == value:
+        return argument
+    flow = shared if isinstance(shared, str) else yaml.safe_dump(shared, default_flow_style=True, width=10**6).strip()
+    return f"{key}{equals}{flow}"
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:

@@ -13,17 +13,19 @@ import shlex
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
 import datasets
+import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_session, get_token
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.utils import build_hf_headers, disable_progress_bars, hf_raise_for_status
 
-from .card import published_card
+from .card import published_files
 
 SILENCE_S = 60.0  # a connection that is silent for so long has failed
 MIN_SPEED = 500_000  # bytes per second of the slowest upload worth waiting for
@@ -50,9 +52,7 @@ def push_folder(
         ConnectionError: if the commit was not made, with a message that says why and holds no token.
     """
     files: dict[str, Path] = {}
-    api, session = HfApi(), get_session()
-    timeout, session.timeout = session.timeout, SILENCE_S  # by default huggingface_hub waits forever
-    try:
+    with _hub() as api:
         for place, source in {folder.name if kind == "dataset" else "": folder, **(beside or {})}.items():
             names = glob("**", root_dir=source, recursive=True) if source.is_dir() else [""]  # no hidden files
             files |= {Path(place, name).as_posix(): source / name for name in names if (source / name).is_file()}
@@ -64,13 +64,54 @@ def push_folder(
             raise ValueError(f"{repo_id} is public; set hub.private: false, or make it private there")
         there = {file.rfilename for file in info.siblings or ()}  # type: ignore[union-attr]
         stale = filter(MODEL_FILES.fullmatch, there - files.keys()) if kind == "model" else ()
-        added = [CommitOperationAdd(*file) for file in (files | published_card(files, repo_id)).items()]
+        added = [CommitOperationAdd(*file) for file in (files | published_files(files, repo_id)).items()]
         api.create_commit(repo_id, [*added, *map(CommitOperationDelete, stale)], commit_message=message, repo_type=kind)
+    return repo_id
+
+
+def require_own(repo_id: str, recipe: Path | None) -> None:
+    """Refuses a repository with the model of another run than that of `recipe`; a run is known by its recipe.yaml.
+
+    Raises:
+        ConnectionError: if there is such a model, or the Hub does not say.
+    """
+    with _hub() as api:
+        repo_id = repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
+        try:
+            there = {file.rfilename for file in api.model_info(repo_id, timeout=SILENCE_S).siblings or ()}
+        except RepositoryNotFoundError:
+            return
+        if not any(map(MODEL_FILES.fullmatch, there)):
+            return
+        theirs = None
+        if "recipe.yaml" in there:
+            address = f"{api.endpoint}/{repo_id}/resolve/main/recipe.yaml"
+            answer = get_session().get(address, headers=build_hf_headers(), follow_redirects=True)
+            hf_raise_for_status(answer)
+            theirs = _run_of(answer.text)
+        if theirs is None or theirs != _run_of(recipe.read_text(encoding="utf-8") if recipe else ""):
+            other = f"the model of run {theirs}" if theirs else "a model of no run"
+            raise FileExistsError(f"{repo_id} holds {other}; scripts/push_to_hub.py --replace replaces it")
+
+
+def _run_of(recipe: str) -> str | None:
+    """The name of the run in a recipe.yaml; None without one, or if another program wrote it."""
+    values = yaml.safe_load(recipe)
+    run = values.get("run") if isinstance(values, dict) else None
+    return run.get("name") if isinstance(run, dict) else None
+
+
+@contextmanager
+def _hub() -> Iterator[HfApi]:
+    """The Hub with a limit to its silence; what goes wrong is a `ConnectionError` whose message holds no token."""
+    session = get_session()
+    timeout, session.timeout = session.timeout, SILENCE_S  # by default huggingface_hub waits forever
+    try:
+        yield HfApi()
     except Exception as error:  # network and Hub raise many kinds
         raise ConnectionError(_without_token(error)) from None
     finally:
         session.timeout = timeout
-    return repo_id
 
 
 def push_dataset(folder: Path, repo_id: str, private: bool, card: str) -> str:
@@ -138,6 +179,7 @@ class Publisher:
             if push is self.newest:  # neither superseded nor given up
                 try:
                     with disable_progress_bars():  # they would break the run's own
+                        require_own(self.repo_id, push.snapshot / "recipe.yaml")
                         self.repo_id = push_folder(push.snapshot, self.repo_id, self.private, push.message)
                     push.error = ""
                 except ConnectionError as error:

@@ -15,7 +15,7 @@ TRANSFORMERS := transformers-$(shell sed -n 's/^transformers==//p' constraints.t
 
 .PHONY: train test extras soak quality style install
 
-train: $(INSTALLED)
+train: $(INSTALLED) $(if $(findstring chat_adder,$(RECIPE)),data/chat_adder/train.jsonl)
 	$(BIN)/python train.py $(RECIPE) $(ARGS)
 
 test: $(INSTALLED) .venv/$(TRANSFORMERS)
@@ -54,6 +54,9 @@ style: $(INSTALLED)
 	$(BIN)/ruff format .
 
 install: $(INSTALLED)
+
+data/chat_adder/train.jsonl: scripts/make_conversations.py
+	$(PYTHON) $< $(@D)
 
 $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

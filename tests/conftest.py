@@ -50,6 +50,23 @@ def stories_file(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def made_conversations() -> Path:
+    """What recipes/chat_adder.yaml reads, made as `make train` makes it unless it is there."""
+    file = ROOT / "data" / "chat_adder" / "train.jsonl"
+    if not file.is_file():
+        subprocess.run([sys.executable, ROOT / "scripts" / "make_conversations.py", file.parent], check=True)
+    return file
+
+
+@pytest.fixture(scope="session")
+def conversations_file(made_conversations, tmp_path_factory) -> Path:
+    """60 conversations of train."""
+    path = tmp_path_factory.mktemp("chat") / "conversations.jsonl"
+    path.write_text("".join(made_conversations.read_text().splitlines(keepends=True)[:60]))
+    return path
+
+
 @pytest.fixture
 def write_recipe(tmp_path):
     """Writes a recipe of the given sections into a temporary folder and returns its path."""

@@ -1,5 +1,7 @@
 """Recipes: read, merged, checked; every mistake told under its key."""
 
+import shutil
+
 import pytest
 import yaml
 from conftest import ROOT, run_python
@@ -210,3 +212,27 @@ def test_help_lists_every_key_and_loads_no_trainer():
         assert key in done.stdout
     assert "The peak learning rate." in done.stdout
     assert done.stdout.endswith("loaded: []\n")
+
+
+def test_conversations_are_packed_as_documents(write_recipe, stories_file):
+    data = {"path": "json", "data_files": str(stories_file), "messages_column": "messages"}
+    model, training = {"model_type": "nanogpt", "n_embd": 8, "n_head": 2}, {"max_steps": 1}
+    options = {"model": model, "training": training}
+    chat = {"train": {"kind": "char", "chat": True}}
+    recipe = load_recipe(write_recipe(data=data, tokenizer=chat, **options))
+    assert recipe.data.packing == "documents"
+    path = write_recipe(data=data, tokenizer={"train": {"kind": "char"}}, **options)
+    wrong = problems(path, "--data.packing=blocks", "--data.template=The {a}")
+    assert wrong == {
+        "data.packing": "conversations are packed as documents, remove the key, got blocks",
+        "data.template": "conversations have the tokenizer's, remove one of template and data.messages_column",
+        "tokenizer.train.chat": "expected true, as data.messages_column needs a chat template",
+    }
+    assert "lines of text have no columns" in problems(path, "--data.path=text")["data.messages_column"]
+
+
+def test_a_missing_file_that_make_writes_says_so(tmp_path, monkeypatch):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    message = problems(ROOT / "recipes" / "chat_adder.yaml")["data.data_files"]
+    assert message.endswith("got 'data/chat_adder/train.jsonl': `make data/chat_adder/train.jsonl` writes it")

@@ -41,7 +41,7 @@ TINY_MODEL = ["--model.hidden_size=16", "--model.num_hidden_layers=1", "--model.
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_runs(path, tmp_path, text_file, stories_file):
+def test_every_recipe_runs(path, tmp_path, text_file, stories_file, conversations_file):
     options = [*TINY_MODEL, f"--run.output_dir={tmp_path}", "--training.max_steps=2", "--training.batch_size=4"]
     options += ["--training.micro_batch_size=2", "--evaluation.num_problems=10", "--evaluation.max_batches=2"]
     if "shakespeare" in path.stem:
@@ -56,7 +56,9 @@ def test_every_recipe_runs(path, tmp_path, text_file, stories_file):
         options = [option for option in options if "--model" not in option]
         options += [f"--data.data_files={text_file}", "--data.block_size=16"]
         options += [f"--model.init_from={tmp_path / 'gpt2'}", f"--tokenizer.path={tmp_path / 'gpt2'}"]
-    if "multiplier" in path.stem or "adder" in path.stem:
+    if "chat" in path.stem:
+        options += [f"--data.data_files={conversations_file}", "--data.block_size=64"]
+    elif "multiplier" in path.stem or "adder" in path.stem:
         options += ["--data.num_digits=1"]
     recipe = load_recipe(path, options)
     final = train(recipe)

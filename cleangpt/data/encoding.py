@@ -6,6 +6,7 @@ texts/train.arrow ──> Dataset.map ──> train/data.arrow      a row a text
 """
 
 import functools
+import itertools
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from transformers import PreTrainedTokenizerFast
 from ..errors import UserError
 from ..recipe.keys import Data, TokenizerTraining
 from .cache import build_once, fingerprint
+from .conversations import encode_conversations, message_texts, said
 from .splits import IGNORED
 from .stream import release_file
 from .text import brings_ids, cut, identify, load_splits, local_files, source_error
@@ -46,14 +48,15 @@ def build_text(data: Data, tokenizer: PreTrainedTokenizerFast | TokenizerTrainin
     """
     raw = {} if local_files(data) else load_splits(data)
     ingredients = {"format": 3, **identify(data, raw), "tokenizer": _identify(tokenizer)}
+    is_chat = data.messages_column is not None
 
     def build(folder: Path) -> None:
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()  # they are for who watches
         splits = raw or load_splits(data)
         known: Any = tokenizer
-        has_ids = isinstance(tokenizer, PreTrainedTokenizerFast) and brings_ids(splits, data)
-        write = functools.partial(_write_ids, known) if has_ids else _write_texts
+        has_ids = isinstance(tokenizer, PreTrainedTokenizerFast) and not is_chat and brings_ids(splits, data)
+        write = functools.partial(_write_ids, known) if has_ids else functools.partial(_write_texts, is_chat)
         summary = {name: write(rows(), name, folder) for name, rows in cut(splits, data, has_ids).items()}
         for name, counts in summary.items():
             if not counts["documents"]:
@@ -61,12 +64,12 @@ def build_text(data: Data, tokenizer: PreTrainedTokenizerFast | TokenizerTrainin
             if empty := counts["empty"]:
                 logger.warning(f"{empty:,} rows of the {name} split have no text and were skipped")
         if isinstance(tokenizer, TokenizerTraining):
-            known = train_tokenizer(tokenizer, {name: _read_texts(name, folder) for name in summary})
+            known = train_tokenizer(tokenizer, {name: _read_texts(name, folder, is_chat) for name in summary})
         known.save_pretrained(folder / "tokenizer")
         for name, counts in summary.items():
             key = f"{fingerprint(ingredients)}-{name}"
             if not has_ids:
-                encoder = Encoder(known, folder / "texts" / f"{name}.arrow", data.path != "text")
+                encoder = Encoder(known, folder / "texts" / f"{name}.arrow", data.path != "text", is_chat)
                 tokenize(encoder, folder / name, key, data.num_proc)
             counts["tokens"] = describe_split(folder / name, key)
             if data.path == "text":
@@ -82,26 +85,31 @@ def _identify(tokenizer: PreTrainedTokenizerFast | TokenizerTraining) -> Any:
     """What the ids of a text depend on, JSON-able."""
     if isinstance(tokenizer, TokenizerTraining):
         return {"version": VERSION, **tokenizer.model_dump(mode="json")}
-    return fingerprint({"backend": tokenizer.backend_tokenizer.to_str(), "special": tokenizer.special_tokens_map})
+    parts = {"backend": tokenizer.backend_tokenizer.to_str(), "special": tokenizer.special_tokens_map}
+    return fingerprint({**parts, "chat_template": tokenizer.chat_template})
 
 
-def _write_texts(texts: Iterator[str], name: str, folder: Path) -> dict[str, int]:
-    """Writes texts for `tokenize`; counts them, their UTF-8 bytes, and empty ones, which are left out."""
+def _write_texts(is_chat: bool, texts: Iterator[str], name: str, folder: Path) -> dict[str, int]:
+    """Writes texts for `tokenize`; counts them, their UTF-8 bytes, and empty ones, which are left out.
+
+    The bytes of a conversation are those of what the assistant says.
+    """
     counts = {"documents": 0, "bytes": 0, "empty": 0}
 
     def tables() -> Iterator[pyarrow.Table]:
         for batch in _batches(texts, len, counts):
-            counts["bytes"] += sum(len(text.encode()) for text in batch)
+            counts["bytes"] += sum(len((said(text) if is_chat else text).encode()) for text in batch)
             yield pyarrow.table({"texts": pyarrow.array([batch], pyarrow.list_(pyarrow.large_string()))})
 
     write_tables(tables(), folder / "texts" / f"{name}.arrow")
     return counts
 
 
-def _read_texts(name: str, folder: Path) -> Iterator[str]:
+def _read_texts(name: str, folder: Path, is_chat: bool) -> Iterator[str]:
     path = folder / "texts" / f"{name}.arrow"
     for row in Dataset.from_file(str(path)).with_format("arrow").iter(1):
-        yield from row.column("texts").chunk(0).flatten().to_pylist()
+        texts = row.column("texts").chunk(0).flatten().to_pylist()
+        yield from itertools.chain.from_iterable(map(message_texts, texts)) if is_chat else texts
         release_file(path)
 
 
@@ -123,7 +131,8 @@ def _write_ids(
                 if len(wrong):
                     message = f"expected {column} below the tokenizer's {size:,}, got {wrong[0]} in the {name} split"
                     raise UserError(("tokenizer", message))
-            texts = tokenizer.backend_tokenizer.decode_batch([row.tolist() for row in ids], skip_special_tokens=True)
+            spoken = ids if labels[0] is None else [row[row != IGNORED] for row in labels]
+            texts = tokenizer.backend_tokenizer.decode_batch([row.tolist() for row in spoken], skip_special_tokens=True)
             counts["bytes"] += sum(len(text.encode()) for text in texts)
             yield to_table([row.astype(id_type(size)) for row in ids], None if labels[0] is None else labels)
 
@@ -155,11 +164,12 @@ def write_tables(tables: Iterator[pyarrow.Table], path: Path) -> None:
 
 
 def to_table(ids: Sequence[np.ndarray], labels: Sequence[np.ndarray] | None = None) -> pyarrow.Table:
-    """Rows of ids, and of labels, as the columns that a built split has."""
+    """Rows of ids, and of labels, as the columns that a built split has; a row's first label is no target."""
     offsets = np.cumsum([0, *map(len, ids)], dtype=np.int32)
     columns = {"input_ids": np.concatenate(ids)}
     if labels is not None:
         columns["labels"] = np.concatenate(labels).astype(np.int32)
+        columns["labels"][offsets[:-1]] = IGNORED
     return pyarrow.table({name: pyarrow.ListArray.from_arrays(offsets, column) for name, column in columns.items()})
 
 
@@ -171,12 +181,15 @@ def id_type(num_ids: int) -> type[np.unsignedinteger]:
 class Encoder:
     """Makes a row of ids of each text in a row of texts: `Dataset.map` calls it, in several processes if it shall."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, texts: Path, has_end: bool) -> None:
-        """`texts` is the file, named after the split; `has_end` appends the end token to each text."""
-        if has_end and tokenizer.eos_token_id is None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, texts: Path, has_end: bool, is_chat: bool = False) -> None:
+        """`texts` is the file, named after the split; `has_end` appends the end token to each text.
+
+        With `is_chat` the texts are conversations, which end as their template says.
+        """
+        if has_end and not is_chat and tokenizer.eos_token_id is None:
             raise UserError(("tokenizer.path", "expected a tokenizer with an end token (eos_token) between documents"))
         self.tokenizer, self.texts, self.process = tokenizer, texts, os.getpid()
-        self.end = [tokenizer.eos_token_id] if has_end else []
+        self.end, self.is_chat = [tokenizer.eos_token_id] if has_end else [], is_chat
 
     def __call__(self, rows: pyarrow.Table) -> pyarrow.Table:
         if os.getpid() != self.process:
@@ -187,20 +200,25 @@ class Encoder:
         return self.encode(rows.column("texts").chunk(0).flatten().to_pylist())
 
     def encode(self, texts: list[str]) -> pyarrow.Table:
-        """A row of `input_ids` for each text."""
+        """A row of `input_ids` for each text, and of `labels` for each conversation."""
         backend, dtype = self.tokenizer.backend_tokenizer, id_type(len(self.tokenizer))
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True  # what looks like one is text
-        encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
-        ids = [np.array(one.ids + self.end, dtype) for one in encoded]
+        if self.is_chat:
+            ids, labels = zip(*encode_conversations(texts, self.tokenizer), strict=True)
+            texts = [*itertools.chain.from_iterable(map(message_texts, texts))]
+        else:
+            labels, encoded = None, backend.encode_batch_fast(texts, add_special_tokens=False)
+            ids = [one.ids + self.end for one in encoded]
+        ids = [np.array(row, dtype) for row in ids]
         if has_unknown(self.tokenizer, np.concatenate(ids)):
             characters = sorted(set("".join(texts)))
             alone = zip(characters, backend.encode_batch(characters, add_special_tokens=False), strict=True)
             strange = [repr(text) for text, one in alone if has_unknown(self.tokenizer, np.array(one.ids))]
             message = f"expected one that knows all of the text, has no id for {', '.join(strange[:10])}"
             raise UserError(("tokenizer", f"{message} in the {self.texts.stem} split"))
-        return to_table(ids)
+        return to_table(ids, labels)
 
 
 def tokenize(encoder: Encoder, folder: Path, key: str, num_proc: int | None) -> None:

@@ -32,11 +32,14 @@ class TextSplit:
         self.num_tokens = len(self.stream)
         seams = 0 if self.starts is None else len(self.starts) - 1
         self.num_targets = self.num_tokens - 1 - seams  # in one pass over the split
+        if self.labels is not None:
+            self.num_targets = int(sum(np.count_nonzero(part != IGNORED) for part in self.labels))
         self.sequence_length, self.packing, self.seed = block_size, packing, seed
         self.num_sequences = -(-(self.num_tokens - 1) // block_size)
         self.offset, self.documents = functools.cache(self._offset), functools.lru_cache(2)(self._documents)
         if self.num_targets < 1:
-            raise UserError(("data.split", f"expected at least 2 tokens in the {name} split, got {self.num_tokens}"))
+            expected = "at least 2 tokens" if self.labels is None else "something that the assistant says"
+            raise UserError(("data.split", f"expected {expected} in the {name} split, got {self.num_tokens} tokens"))
 
     def __len__(self) -> int:
         return self.num_tokens - self.sequence_length if self.packing == "windows" else self.num_sequences

@@ -16,10 +16,11 @@ from ..recipe.schedules import source_weights
 from ..recipe.sources import Origin
 from .arithmetic import FRACTIONS, ArithmeticSplit
 from .cache import build_once, fingerprint
+from .conversations import message_texts, write_prompt
 from .encoding import build_text
 from .mixture import Mixture, texts_of
 from .packing import TextSplit
-from .splits import Split
+from .splits import IGNORED, Split
 from .stream import summarize
 from .text import Rows, cut, identify, load_splits, local_files, own_tokenizer
 from .tokenization import VERSION, arithmetic_tokenizer, load_tokenizer, train_tokenizer
@@ -32,6 +33,7 @@ class PreparedData:
     tokenizer: PreTrainedTokenizerFast
     splits: dict[str, Split]  # by name; all but `train` consist of consecutive sequences that do not overlap
     folders: dict[str, Path]  # in the cache, of each source by label ("" without sources); none for arithmetic
+    prompts: tuple[str, ...] | None  # the recipe's, as the model reads them: to a chat model, the user says them
     example: str  # to continue: first prompt, validation problem, or start of that split (empty for `block_size` 1)
 
     @property
@@ -57,7 +59,8 @@ def prepare_data(recipe: Recipe) -> PreparedData:
     if not data.sources and data.path in ARITHMETIC:
         tokenizer, names = arithmetic_tokenizer(), dict.fromkeys([*(data.split or FRACTIONS), "validation"])
         problems = {name: ArithmeticSplit(data, name, seed, tokenizer) for name in names}
-        return PreparedData(tokenizer, {**problems}, {}, problems["validation"].texts(np.arange(1))[0][0])
+        first = problems["validation"].texts(np.arange(1))[0][0]
+        return PreparedData(tokenizer, {**problems}, {}, recipe.evaluation.prompts, first)
 
     assert block_size is not None  # the caller has resolved it
     known = _tokenizer(recipe)
@@ -78,10 +81,15 @@ def prepare_data(recipe: Recipe) -> PreparedData:
                 message = f"expected less than the {length} tokens of the train split{label and f' of {label}'}"
                 raise UserError(("data.block_size", f"{message}, got {block_size}"))
     tokenizer = load_tokenizer(folder / "tokenizer")
-    first = next(iter(next(iter(splits["validation"].values())).stream))  # tokens
-    beginning = str(tokenizer.decode(first[: min(8, block_size - 1)]))  # room for more
+    validation, width = next(iter(splits["validation"].values())), 8
+    if validation.labels is not None:  # up to what the assistant says
+        width = int(np.argmax(next(iter(validation.labels)) != IGNORED))
+    beginning = str(tokenizer.decode(next(iter(validation.stream))[: min(width, block_size - 1)]))  # room for more
+    prompts, is_chat = recipe.evaluation.prompts, any(part.messages_column for part in data.parts.values())
+    if prompts is not None and is_chat:
+        prompts = tuple(write_prompt(prompt, tokenizer) for prompt in prompts)
     whole = {name: Mixture(parts) if data.sources else parts[""] for name, parts in splits.items()}
-    return PreparedData(tokenizer, {**whole}, folders, (recipe.evaluation.prompts or (beginning,))[0])
+    return PreparedData(tokenizer, {**whole}, folders, prompts, (prompts or (beginning,))[0])
 
 
 def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | TokenizerTraining:
@@ -106,7 +114,8 @@ def _train_on_sources(data: Data, training: TokenizerTraining) -> Path:
 
     def read(number: int, rows: Rows) -> Iterator[str]:
         with source_keys(data, number):
-            yield from filter(None, rows())
+            is_chat = parts[number].messages_column is not None
+            yield from itertools.chain.from_iterable(map(message_texts, rows())) if is_chat else filter(None, rows())
 
     def build(folder: Path) -> None:
         texts = []

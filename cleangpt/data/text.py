@@ -25,6 +25,7 @@ from ..errors import UserError
 from ..recipe.keys import FILES, Data
 from ..recipe.sources import local_copy
 from .cache import file_hash
+from .conversations import write_conversation
 from .splits import cut_points
 from .stream import release_file
 
@@ -67,7 +68,7 @@ def identify(data: Data, raw: dict[str, Any]) -> dict[str, Any]:
         "path": sorted(names) if raw else data.path,
         "files": {split: [_content(data, file) for file in files] for split, files in local_files(data).items()},
         "split": None if data.split is None else [*data.split.items()],  # in this order
-        "text": data.template or data.text_column,
+        "text": [data.template or data.text_column, data.messages_column],
     }
 
 
@@ -166,8 +167,11 @@ def _rows(dataset: Any, data: Data, read: Callable[[pyarrow.Table, Data], Iterat
 
 
 def _texts(table: pyarrow.Table, data: Data) -> Iterator[str]:
-    """The text of each row, empty if there is none."""
+    """The text of each row, empty if there is none; a conversation as JSON."""
     _check_columns(table, data)
+    if data.messages_column is not None:
+        yield from map(write_conversation, table.column(data.messages_column).to_pylist())
+        return
     if data.template is None:
         yield from (text or "" for text in table.column(data.text_column).to_pylist())
         return
@@ -197,11 +201,12 @@ def _ids(table: pyarrow.Table, data: Data) -> Iterator[tuple[np.ndarray, np.ndar
 def _check_columns(table: pyarrow.Table, data: Data) -> None:
     for column in data.columns:
         if column not in table.column_names:
-            key = "data.text_column" if data.template is None else "data.template"
+            key = "data.messages_column" if data.messages_column is not None else "data.text_column"
+            key = key if data.template is None else "data.template"
             raise UserError((key, f"expected one of {', '.join(table.column_names)}, got {column!r}"))
     values = table.column(data.columns[0])
     is_text = pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type)
-    if data.template is None and not is_text and values.null_count < len(values):
+    if data.template is None and data.messages_column is None and not is_text and values.null_count < len(values):
         raise UserError(("data.text_column", f"expected a column of text, {data.text_column} is {values.type}"))
 
 

@@ -1,7 +1,8 @@
 """Tokenizers as `PreTrainedTokenizerFast`: characters, arithmetic, byte-level BPE.
 
 All have one special token, `<|endoftext|>`, which ends a document, starts one for clients that want a start, and pads a
-batch. Characters and arithmetic also have `<unk>`; byte-level BPE knows every byte.
+batch. Characters and arithmetic also have `<unk>`; byte-level BPE knows every byte. Those for conversations have
+`<|im_start|>` and `<|im_end|>` around each message.
 """
 
 import itertools
@@ -20,12 +21,26 @@ from ..recipe.keys import TokenizerTraining
 
 VERSION = 3  # of what `train_tokenizer` makes of a text: part of the data's fingerprint
 END, UNKNOWN = "<|endoftext|>", "<unk>"
+CHAT = ("<|im_start|>", "<|im_end|>")
+ROLES = "system user assistant\n"  # what the template below writes
 BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False)
 # Joins the messages of a chat with line breaks, so that `transformers chat` and `serve` can talk to a base model.
 BASE_TEMPLATE = "{{ messages | map(attribute='content') | join('\n') }}"
+# ChatML, which every client knows, with marks around what the assistant says.
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+    {{- '<|im_start|>' + message['role'] + '\\n' -}}
+    {%- if message['role'] == 'assistant' -%}
+        {%- generation -%}{{- message['content'] + '<|im_end|>' -}}{%- endgeneration -%}
+    {%- else -%}
+        {{- message['content'] + '<|im_end|>' -}}
+    {%- endif -%}
+    {{- '\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
 
 
-def _wrap(backend: tokenizers.Tokenizer, **special_tokens: str) -> PreTrainedTokenizerFast:
+def _wrap(backend: tokenizers.Tokenizer, chat: bool = False, **special_tokens: str) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = BYTE_LEVEL
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
@@ -33,14 +48,15 @@ def _wrap(backend: tokenizers.Tokenizer, **special_tokens: str) -> PreTrainedTok
         **dict.fromkeys(("bos_token", "eos_token", "pad_token"), END),
         padding_side="left",  # generation continues prompts at their right end
         clean_up_tokenization_spaces=False,
-        chat_template=BASE_TEMPLATE,
+        chat_template=CHAT_TEMPLATE if chat else BASE_TEMPLATE,
+        **({"extra_special_tokens": list(CHAT)} if chat else {}),
         **special_tokens,
     )
 
 
-def character_tokenizer(characters: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One id per character, in code point order, then the special tokens."""
-    return _characters(sorted(set(characters)))
+def character_tokenizer(characters: Iterable[str], chat: bool = False) -> PreTrainedTokenizerFast:
+    """One id per character, in code point order, then the special tokens, those of a `chat` first."""
+    return _characters(sorted({*characters, *(ROLES if chat else "")}), chat)
 
 
 def arithmetic_tokenizer() -> PreTrainedTokenizerFast:
@@ -48,18 +64,18 @@ def arithmetic_tokenizer() -> PreTrainedTokenizerFast:
     return _characters("0123456789+x=")
 
 
-def _characters(characters: Sequence[str]) -> PreTrainedTokenizerFast:
+def _characters(characters: Sequence[str], chat: bool = False) -> PreTrainedTokenizerFast:
     """One id per character, in order.
 
     This is GPT-2's byte-level BPE, which every client knows. Its only merges join the bytes of a character; the tokens
     between byte and character come after the special tokens and never occur in known text.
     """
     written = [BYTE_LEVEL.pre_tokenize_str(character)[0][0] for character in characters]  # in letters for bytes
-    vocabulary = {token: index for index, token in enumerate([*written, UNKNOWN, END])}
+    vocabulary = {token: index for index, token in enumerate([*written, *(CHAT if chat else ()), UNKNOWN, END])}
     merges = list(dict.fromkeys((token[:end], token[end]) for token in written for end in range(1, len(token))))
     for part in itertools.chain(*merges):
         vocabulary.setdefault(part, len(vocabulary))
-    return _wrap(tokenizers.Tokenizer(models.BPE(vocabulary, merges, unk_token=UNKNOWN)), unk_token=UNKNOWN)
+    return _wrap(tokenizers.Tokenizer(models.BPE(vocabulary, merges, unk_token=UNKNOWN)), chat, unk_token=UNKNOWN)
 
 
 def has_unknown(tokenizer: PreTrainedTokenizerFast, ids: np.ndarray) -> bool:
@@ -74,16 +90,18 @@ def has_unknown(tokenizer: PreTrainedTokenizerFast, ids: np.ndarray) -> bool:
     return bool((ids == unknown).any() or (is_character and (ids > end).any()))
 
 
-def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def bpe_tokenizer(texts: Iterable[str], vocab_size: int, chat: bool = False) -> PreTrainedTokenizerFast:
     """Byte-level byte-pair encoding (Sennrich et al., arXiv 1508.07909; GPT-2's bytes and pre-tokenizer)."""
-    if vocab_size < 257:
-        raise UserError(("tokenizer.train.vocab_size", f"expected at least 257 (256 bytes, {END}), got {vocab_size}"))
+    special = [END, *(CHAT if chat else ())]
+    if vocab_size < 256 + len(special):
+        expected = f"expected at least {256 + len(special)} (256 bytes, {', '.join(special)})"
+        raise UserError(("tokenizer.train.vocab_size", f"{expected}, got {vocab_size}"))
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = BYTE_LEVEL
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END], show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     trainer.initial_alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend.train_from_iterator(texts, trainer)
-    return _wrap(backend)
+    return _wrap(backend, chat)
 
 
 def train_tokenizer(training: TokenizerTraining, texts: dict[str, Iterable[str]]) -> PreTrainedTokenizerFast:
@@ -92,8 +110,9 @@ def train_tokenizer(training: TokenizerTraining, texts: dict[str, Iterable[str]]
     `char` has the characters of all splits, `bpe` learns its merges from train alone.
     """
     if training.kind == "char":
-        return character_tokenizer(character for text in itertools.chain(*texts.values()) for character in set(text))
-    return bpe_tokenizer(texts["train"], training.vocab_size or 4096)
+        characters = (character for text in itertools.chain(*texts.values()) for character in set(text))
+        return character_tokenizer(characters, training.chat)
+    return bpe_tokenizer(texts["train"], training.vocab_size or 4096, training.chat)
 
 
 def load_tokenizer(path: str | Path, key: str = "tokenizer.path") -> PreTrainedTokenizerFast:

@@ -113,6 +113,6 @@ def final_samples(model: PreTrainedModel, data: PreparedData, recipe: Recipe) ->
     """What a model can do, the same for the same weights: continued prompts, or one text of held-out problems."""
     split = data.splits.get("test", data.splits["validation"])
     if not isinstance(split, ArithmeticSplit):
-        return continue_texts(model, data.tokenizer, recipe.evaluation.prompts or example(data), recipe.run.seed, 200)
+        return continue_texts(model, data.tokenizer, data.prompts or example(data), recipe.run.seed, 200)
     solved = solve(model, data.tokenizer, split, np.arange(min(5, len(split))))
     return ["\n".join(q + answer + (f"   (right: {right})" if answer != right else "") for q, answer, right in solved)]

@@ -12,6 +12,7 @@ from transformers.models.auto import CONFIG_MAPPING, AutoConfig, AutoModelForCau
 from transformers.utils import logging
 
 from ..data.arithmetic import ArithmeticSplit
+from ..data.conversations import end_of_turn
 from ..data.splits import Split
 from ..errors import UserError
 from ..files import hint_at_model
@@ -78,14 +79,18 @@ def config_for(model: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, len
     return config
 
 
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The tokenizer's special ids, under their names in a configuration."""
     return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
 def generation_config(tokenizer: PreTrainedTokenizerBase, new_tokens: int) -> GenerationConfig:
     """How many tokens `generate` writes by default, and where it stops."""
-    return GenerationConfig(**special_ids(tokenizer), max_new_tokens=new_tokens)
+    special = special_ids(tokenizer)
+    ends = dict.fromkeys(end for end in (special["eos_token_id"], end_of_turn(tokenizer)) if end is not None)
+    if len(ends) > 1:  # a document's and a turn's
+        special["eos_token_id"] = list(ends)
+    return GenerationConfig(**special, max_new_tokens=new_tokens)
 
 
 def choose_attention(model: Mapping[str, Any], length: int, mixed_precision: str, device: torch.device) -> str | None:

@@ -125,6 +125,11 @@ def _check_text(recipe: Recipe) -> Mistakes:
         yield keys, "expected one of path and train, with the other null"
     if recipe.checkpoint.metric == "eval/accuracy":
         yield ["checkpoint.metric", "data.path"], f"only arithmetic has it, got eval/accuracy for {data.path or 'text'}"
+    if any(part.messages_column is not None for part in data.parts.values()):
+        if data.packing != "documents":
+            yield ["data.packing"], f"conversations are packed as documents, remove the key, got {data.packing}"
+        if tokenizer.train is not None and not tokenizer.train.chat:
+            yield ["tokenizer.train.chat"], "expected true, as data.messages_column needs a chat template"
     if data.sources:
         yield from _check_sources(data)
     else:
@@ -164,6 +169,8 @@ def _check_origin(data: Data) -> Mistakes:
         return
     if data.template is not None:
         yield from _check_template(data, data.template)
+    if data.messages_column is not None:
+        yield from _check_conversations(data)
     if data.path in FILES and not data.data_files:
         yield ["data.data_files", "data.path"], f"data.path {data.path} needs files, got {data.data_files}"
     elif data.path not in FILES and Path(data.path).suffix and Path(data.path).is_file():
@@ -172,10 +179,17 @@ def _check_origin(data: Data) -> Mistakes:
     patterns = [file for files in data.files.values() for file in files if data.path in FILES and "://" not in file]
     for pattern in patterns:
         matches = [pattern] if Path(pattern).exists() else glob.glob(pattern, recursive=True)
-        wrong = [] if matches else [f"expected an existing file, got {pattern!r}"]
+        wrong = [] if matches else [f"expected an existing file, got {pattern!r}{_how_to_make(pattern)}"]
         wrong += [f"expected a file, got the folder {match!r}" for match in matches if Path(match).is_dir()]
         wrong += [f"expected text, got the empty file {match!r}" for match in matches if not Path(match).stat().st_size]
         yield from ((["data.data_files", "data.path"], message) for message in wrong)
+
+
+def _how_to_make(file: str) -> str:
+    """What makes a missing file, if the Makefile here does."""
+    makefile = Path("Makefile")
+    is_target = makefile.is_file() and f"\n{file}:" in makefile.read_text(encoding="utf-8", errors="replace")
+    return f": `make {file}` writes it" if is_target else ""
 
 
 def _check_template(data: Data, template: str) -> Mistakes:
@@ -190,6 +204,15 @@ def _check_template(data: Data, template: str) -> Mistakes:
     elif data.path == "text":
         message = "lines of text have no columns, expected json, parquet, csv or a Hub id as data.path"
         yield ["data.template", "data.path"], message
+
+
+def _check_conversations(data: Data) -> Mistakes:
+    key = "data.messages_column"
+    if data.path == "text":
+        message = "lines of text have no columns, expected json, parquet, csv or a Hub id as data.path"
+        yield [key, "data.path"], message
+    if data.template is not None:
+        yield ["data.template", key], f"conversations have the tokenizer's, remove one of template and {key}"
 
 
 def _check_training(recipe: Recipe) -> Mistakes:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from transformers.utils.generic import flatten_dict
 from yaml import safe_dump
 
@@ -46,6 +46,8 @@ class TokenizerTraining(Section):  # on the train split
     """`char`: one id per character; `bpe`: byte-level byte-pair encoding with GPT-2's pre-tokenizer."""
     vocab_size: Count | None = None
     """Number of ids, special tokens included (`bpe` only); 4,096 by default."""
+    chat: bool = False
+    """Give it the tokens and the chat template of conversations (ChatML)."""
 
 
 class Tokenizer(Section):
@@ -82,6 +84,14 @@ class Data(Origin):
     """Arithmetic: write the answer's last digit first, the order in which carries are known."""
     zero_pad: bool = True
     """Arithmetic: pad operands and answer with zeros to a fixed width."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pack_conversations(cls, values: Any) -> Any:
+        """Conversations are documents, unless `packing` is given, which the recipe's checks refuse."""
+        parts = [values, *(values.get("sources") or ())] if isinstance(values, dict) else []
+        is_chat = any(isinstance(part, dict) and part.get("messages_column") for part in parts)
+        return {"packing": "documents", **values} if is_chat else values
 
     @property
     def parts(self) -> dict[str, "Data"]:

@@ -26,12 +26,15 @@ class Origin(Section):  # where text comes from
     """Column that holds the text."""
     template: Text | None = None
     """A row's text from several columns, instead of `text_column`: `{question} {answer}`, say."""
+    messages_column: Text | None = None
+    """Column of conversations, `[{"role": "user", "content": "Hello"}, ...]`, instead of `text_column`: what the
+    assistant says is the target. They go through the tokenizer's chat template and are packed as `documents`."""
 
     @property
     def columns(self) -> list[str]:
         """The columns that hold the text."""
         if self.template is None:
-            return [self.text_column]
+            return [self.messages_column or self.text_column]
         return [name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None]
 
     @property

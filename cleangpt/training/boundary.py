@@ -47,7 +47,7 @@ def evaluate_validation(run: TrainingRun) -> dict[str, float]:
     metrics = {f"eval/{name}": value for name, value in figures.items()}
     watched = run.loader.coverage(progress.step) | weight_norms(run.model)
     run.tracker.log_evaluation(progress.step, progress.tokens, metrics, watched)
-    if prompts := example(run.data) if evaluation.prompts is None else evaluation.prompts:
+    if prompts := example(run.data) if run.data.prompts is None else run.data.prompts:
         model = run.accelerator.unwrap_model(run.model)
         texts = continue_texts(model, run.data.tokenizer, prompts, run.recipe.run.seed, 100)
         run.tracker.log_samples(progress.step, texts)

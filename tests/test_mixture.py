@@ -147,8 +147,9 @@ def mixed(write_recipe, sources) -> Path:
     )
 
 
-def test_each_source_is_measured_beside_the_whole(mixed):
+def test_each_source_is_measured_beside_the_whole(mixed, capsys):
     final = train(load_recipe(mixed))
+    assert "data: plain, stories, " in capsys.readouterr().out
     lines = [line for line in read_metrics(final.parent) if "eval/loss" in line]
     for line in lines:
         assert {"eval/loss/plain", "eval/loss/stories", "data/coverage/plain", "data/coverage/stories"} <= line.keys()

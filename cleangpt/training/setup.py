@@ -184,15 +184,16 @@ def describe_work(
 ) -> str:
     """Data, schedule and cost of a run that draws `sequences` (steps,), a line each."""
     split, training, optimizer = data.splits["train"], recipe.training, recipe.optimizer
+    name = recipe.data.path or ", ".join(recipe.data.parts)
     unit = "problems" if isinstance(split, ArithmeticSplit) else "tokens"
-    sizes = ", ".join(f"{size:,} {unit} in {name}" for name, size in data.sizes.items())
+    sizes = ", ".join(f"{size:,} {unit} in {split_name}" for split_name, size in data.sizes.items())
     drawn = int(sequences.sum())
     tokens = drawn * split.sequence_length
     rate = f"{optimizer.name} at {optimizer.lr:g}, {recipe.schedule.lr.style}, weight decay {optimizer.weight_decay:g}"
     cost = f"{tokens:,} tokens, {drawn / split.num_sequences:.2g} epochs, {tokens * token_flops:.1e} FLOPs"
     return "\n".join(
         [
-            f"data: {recipe.data.path}, {sizes}, {split.sequence_length} tokens in a sequence",
+            f"data: {name}, {sizes}, {split.sequence_length} tokens in a sequence",
             f"schedule: {len(sequences):,} steps of {training.batch_size:,} sequences, {rate}",
             f"cost: {cost}, at least {tokens / peak_tokens:,.0f} s at this machine's peak",
         ]

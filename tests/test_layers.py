@@ -14,7 +14,7 @@ FLOORS = [
             *("splits", "permutation", "cache", "tokenization", "stream", "packing", "mixture"),
             *("text", "encoding", "arithmetic", "loader", "prepare"),
         ],
-        "reporting": ["card", "hub", "tracking"],
+        "reporting": ["card", "hub", "held", "tracking"],
     },
     {"models": ["nanogpt", "nanollama", "statistics", "loss", "build", "checkpoints", "convert"]},
     {"evaluation": ["metrics", "evaluate", "writing", "grading"]},

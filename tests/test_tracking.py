@@ -1,10 +1,13 @@
 """Trackers get what `metrics.jsonl` gets, over the run's own step; a Hub out of reach changes nothing."""
 
 import json
+import os
+import signal
 import struct
 import time
 from pathlib import Path
 
+import faults
 import numpy as np
 import pytest
 import wandb
@@ -30,7 +33,7 @@ def wandb_records(file: Path) -> list[Record]:
         _, length, kind = struct.unpack_from("<IHB", content, place)  # kind: 1 whole, 2 first, 3 middle, 4 last
         parts.append(content[place + 7 : place + 7 + length])
         place += 7 + length
-        if kind in (1, 4):
+        if kind in (1, 4) and place <= len(content):  # of a run that was killed, the last one may be cut
             records.append(Record.FromString(b"".join(parts)))
             parts = []
     return records
@@ -41,7 +44,7 @@ def wandb_runs(folder: Path) -> list[list[Record]]:
     for _ in range(100):
         files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime)
         runs = [wandb_records(file) for file in files]
-        if runs and all(any(record.HasField("exit") for record in run) for run in runs):
+        if runs and any(record.HasField("exit") for record in runs[-1]):
             return runs
         time.sleep(0.1)
     raise AssertionError(f"no finished run in {folder}")
@@ -87,6 +90,63 @@ def test_a_resumed_run_is_the_same_run_to_wandb(tiny_text):
     assert [line["step"] for line in wandb_lines(recipe.folder) if "train/loss" in line] == list(range(1, 10))
 
 
+def kill_in_step(recipe: str, overrides: list[str], step: int) -> int:
+    """`faults.run`, killed in its `step`-th step."""
+    os.environ.pop("WANDB_SERVICE", None)  # that of the tests' own process would survive
+    import cleangpt.training.loop
+
+    inner, calls = cleangpt.training.loop.accumulate, 0
+
+    def outer(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(*arguments)
+
+    cleangpt.training.loop.accumulate = outer
+    return faults.run(recipe, overrides)
+
+
+def logged_by(tracker: str, folder: Path) -> list[dict]:
+    """The lines that a tracker holds of a run."""
+    if tracker == "wandb":
+        return wandb_lines(folder)
+    if tracker == "trackio":
+        from trackio.sqlite_storage import SQLiteStorage
+
+        return SQLiteStorage.get_logs("cleangpt", folder.name)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "cleangpt"), size_guidance={"scalars": 0})
+    events.Reload()
+    return [{"step": event.step, key: event.value} for key in events.Tags()["scalars"] for event in events.Scalars(key)]
+
+
+@pytest.mark.parametrize(
+    "tracker",
+    [
+        "wandb",
+        pytest.param("trackio", marks=needs("trackio", extra="trackers")),
+        pytest.param("tensorboard", marks=needs("tensorboard", extra="trackers")),
+    ],
+)
+def test_after_kills_each_point_is_there_once(tiny_text, tracker):
+    """Killed in step 3, before its first checkpoint, then in steps 26 and 60, between two, and then run to its end."""
+    overrides = ["--training.max_steps=61", "--training.macro_batch=20", f"--tracking.trackers=[{tracker}]"]
+    overrides.append(f"--run.name=killed-{tracker}")
+    for step in (3, 26, 40):
+        process = faults.start(kill_in_step, str(tiny_text), overrides, step)
+        process.join(300)
+        assert process.exitcode == -signal.SIGKILL
+    train(recipe := load_recipe(tiny_text, overrides))
+    logged = logged_by(tracker, recipe.folder)
+    for key, steps in (("train/loss", range(1, 62)), ("eval/loss", (0, 20, 40, 60, 61))):
+        lines = [(line["step"], line[key]) for line in read_metrics(recipe.folder) if key in line]
+        assert [step for step, _ in lines] == list(steps)
+        assert sorted((line["step"], pytest.approx(line[key])) for line in logged if key in line) == lines
+
+
 @needs("tensorboard", extra="trackers")
 def test_tensorboard_gets_every_metric(tiny_text):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -117,6 +177,30 @@ def test_trackio_gets_every_metric(tiny_text):
     assert [line["step"] for line in logged if "samples" in line] == [0, 3, 6]
     assert [line["step"] for line in logged if "curves" in line] == [6]
     assert wandb_lines(recipe.folder)
+
+
+def test_wandb_gets_group_tags_and_name(tiny_text):
+    named = ["--tracking.group=widths", "--tracking.tags=[small, first]", "--tracking.name=narrow"]
+    train(recipe := load_recipe(tiny_text, ["--tracking.trackers=[wandb]", *named]))
+    (records,) = wandb_runs(recipe.folder)
+    (run,) = [record.run for record in records if record.HasField("run")]
+    assert (run.run_group, list(run.tags), run.display_name) == ("widths", ["small", "first"], "narrow")
+
+
+def test_histograms_count_every_weight_and_gradient_at_boundaries(tiny_text):
+    train(recipe := load_recipe(tiny_text, ["--tracking.trackers=[wandb]", "--tracking.histograms=true"]))
+    lines = [line for line in wandb_lines(recipe.folder) if "weights/transformer.h.0/bins" in line]
+    assert [line["step"] for line in lines] == [3, 6]
+    block = load_model(recipe.folder / "final").transformer.h[0]
+    count = sum(weight.numel() for weight in block.parameters())
+    assert [sum(lines[-1][f"{kind}/transformer.h.0/values"]) for kind in ("weights", "gradients")] == [count, count]
+    lowest = min(weight.min().item() for weight in block.parameters())
+    assert lines[-1]["weights/transformer.h.0/bins"][0] == pytest.approx(lowest)
+
+
+def test_histograms_without_a_tracker_are_refused(tiny_text):
+    with pytest.raises(UserError, match=r"tracking\.histograms: expected a tracker"):
+        load_recipe(tiny_text, ["--tracking.histograms=true"])
 
 
 def test_wandb_is_offline_where_nobody_is_logged_in(tiny_text, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
-"""Figures of a model other than its loss: FLOPs, size of its updates, norms of its weights."""
+"""Figures of a model other than its loss: FLOPs, size of its updates, norms and histograms of its weights."""
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -38,12 +39,42 @@ def update_ratio(before: list[torch.Tensor], model: nn.Module) -> float:
 @torch.no_grad()
 def weight_norms(model: nn.Module) -> dict[str, float]:
     """`weight_norm/` and the name of a block (`transformer.h.0`) or of a module outside the blocks, to its norm."""
+    return {f"weight_norm/{name}": _norm(weights) for name, weights in _by_block(model).items()}
+
+
+@torch.no_grad()
+def histograms(model: nn.Module, gradient_scale: float | None = None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """`weights/` or `gradients/` and the name of a block, to counts (64,) of its finite values and edges (65,).
+
+    Every process has to call it: each block is gathered in its turn.
+
+    Args:
+        gradient_scale: None for the weights, else what to divide their gradients by.
+    """
+    kind, found = "weights" if gradient_scale is None else "gradients", {}
+    for name, weights in _by_block(model).items():
+        tensors = [weight if gradient_scale is None else weight.grad for weight in weights]
+        whole = [each.full_tensor() if hasattr(each, "full_tensor") else each for each in tensors if each is not None]
+        values = (
+            torch.cat([each.flatten().float() for each in whole]) / (gradient_scale or 1) if whole else torch.empty(0)
+        )
+        values = values[values.isfinite()]
+        if values.numel():
+            low, high = values.min().item(), values.max().item()
+            bins = ((values - low) * (64 / ((high - low) or 1))).long().clamp_(max=63)
+            counts = torch.bincount(bins, minlength=64).cpu().numpy()
+            found[f"{kind}/{name}"] = counts, np.linspace(low, high if high > low else low + 1, 65)
+    return found
+
+
+def _by_block(model: nn.Module) -> dict[str, list[torch.Tensor]]:
+    """The weights of each block (`transformer.h.0`) and of each module outside the blocks."""
     groups: dict[str, list[torch.Tensor]] = {}
     for name, weight in model.named_parameters():
         parts = name.removeprefix("module.").split(".")
         number = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts) - 2)
-        groups.setdefault(".".join(parts[: number + 1]), []).append(weight.detach())
-    return {f"weight_norm/{name}": _norm(weights) for name, weights in groups.items()}
+        groups.setdefault(".".join(parts[: number + 1]), []).append(weight)
+    return groups
 
 
 def _norm(tensors: list[torch.Tensor]) -> float:

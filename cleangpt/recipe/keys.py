@@ -241,7 +241,7 @@ class Tracking(Section):
     name: Text | None = None
     """Name of the run there; by default `run.name`."""
     histograms: bool = False
-    """Histograms of weights and gradients at boundaries (`wandb`, `tensorboard`)."""
+    """Histograms of weights and gradients at boundaries; not in `metrics.jsonl`."""
     log_every: Count = 10
     """Steps between two lines of training metrics."""
 

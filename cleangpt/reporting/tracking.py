@@ -9,11 +9,12 @@ import secrets
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 import torch
 from accelerate import Accelerator
@@ -25,6 +26,7 @@ from ..files import write_file
 from ..hardware import peak_flops, peak_memory
 from ..recipe.keys import Recipe, flatten
 from ..recipe.schedules import Values
+from .held import Holds, in_lines, in_tensorboard, in_trackio, in_wandb
 
 logger = logging.getLogger(__name__)
 
@@ -38,24 +40,32 @@ class Tracker:
     def __init__(self, accelerator: Accelerator, recipe: Recipe, step: int, elapsed_s: float, token_flops: int):
         self.accelerator, self.file = accelerator, recipe.folder / "metrics.jsonl"
         self.log_every, self.max_steps = recipe.tracking.log_every, recipe.training.max_steps
+        self.draws_every = recipe.training.macro_batch if recipe.tracking.histograms else None
         self.began = time.perf_counter() - elapsed_s
         self.since: float | None = None  # when the step ended since which speed is measured
         self.num_targets = self.num_tokens = 0  # since then
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
         peak = torch.tensor(peak_flops(accelerator.device, half, torch.get_num_threads()), device=accelerator.device)
         self.peak_tokens = accelerator.reduce(peak, "sum").item() / token_flops  # per second
-        if accelerator.is_main_process:
-            _cut_after(self.file, step)
+        started = self.file.exists()
+        lines = _cut_after(self.file, step) if accelerator.is_main_process else []
+        self.holds: dict[str, Holds] = {"metrics.jsonl": in_lines(lines)}
+        self.holds["tensorboard"] = in_tensorboard(recipe.folder / recipe.tracking.project, lines)
         if recipe.tracking.trackers:
             values = flatten(recipe.to_dict()).items()
             config = {key: value if isinstance(value, int | float | str) else str(value) for key, value in values}
-            options = _tracker_options(recipe, step) if accelerator.is_main_process else {}
+            options = _tracker_options(recipe, step, started) if accelerator.is_main_process else {}
             accelerator.init_trackers(recipe.tracking.project, config, options)
         self.trackers = accelerator.trackers if accelerator.is_main_process else []
         for tracker in self.trackers:
             if tracker.name == "wandb":  # all curves over our step, so that a resumed run continues them
                 tracker.tracker.define_metric("step")
                 tracker.tracker.define_metric("*", step_metric="step")
+                self.holds["wandb"] = in_wandb(tracker.tracker, recipe.folder / "wandb")
+            elif tracker.name == "trackio":
+                self.holds["trackio"] = in_trackio(tracker.tracker) or in_lines(lines)
+            for line in lines:  # those that a kill kept from the tracker
+                self._log(tracker, {name: math.nan if value is None else value for name, value in line.items()})
         hidden = not (accelerator.is_main_process and sys.stderr.isatty())
         self.bar = tqdm(total=self.max_steps, initial=step, unit="step", desc=recipe.run.name, disable=hidden)
 
@@ -67,6 +77,10 @@ class Tracker:
     def is_due(self, step: int) -> bool:
         """Whether `step` gets a line of training metrics."""
         return step == 1 or step % self.log_every == 0 or step == self.max_steps
+
+    def is_drawn(self, step: int) -> bool:
+        """Whether `step` gets histograms: if the recipe asks for them, the last one before a boundary."""
+        return self.draws_every is not None and (step % self.draws_every == 0 or step == self.max_steps)
 
     def count_step(self, num_targets: int, num_tokens: int) -> None:
         """Counts a step of `num_targets`, among `num_tokens` that are computed, over all processes."""
@@ -112,13 +126,13 @@ class Tracker:
 
     def write(self, step: int, tokens: int, metrics: dict[str, float]) -> None:
         """Writes one line of `metrics.jsonl`, and the same to the trackers under the run's own step."""
-        values = {"tokens": tokens, "elapsed_s": round(self.elapsed_s, 3), **metrics}
-        if self.accelerator.is_main_process:
-            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        line = {"step": step, "tokens": tokens, "elapsed_s": round(self.elapsed_s, 3), **metrics}
+        if self.accelerator.is_main_process and not self.holds["metrics.jsonl"](step, next(iter(metrics))):
+            finite = {name: value if math.isfinite(value) else None for name, value in line.items()}
             with open(self.file, "a") as file:
-                file.write(json.dumps({"step": step, **finite}) + "\n")
+                file.write(json.dumps(finite) + "\n")
         for tracker in self.trackers:
-            _log(tracker, values, step)
+            self._log(tracker, line)
 
     def log_samples(self, step: int, samples: list[str]) -> None:
         """Prints texts that the model wrote, and gives them to the trackers."""
@@ -130,7 +144,7 @@ class Tracker:
                 tracker.log(indented, step=step)  # Markdown leaves indented text alone
             else:
                 table = pandas.DataFrame({"step": step, "text": samples})
-                _log(tracker, {"samples": import_module(tracker.name).Table(dataframe=table)}, step)
+                self._log(tracker, {"step": step, "samples": import_module(tracker.name).Table(dataframe=table)})
 
     def log_picture(self, step: int, name: str, path: Path) -> None:
         """Gives a PNG file to the trackers."""
@@ -138,7 +152,22 @@ class Tracker:
             if tracker.name == "tensorboard":
                 tracker.log_images({name: imread(path)[None, :, :, :3]}, step=step, dataformats="NHWC")
             else:
-                _log(tracker, {name: import_module(tracker.name).Image(str(path))}, step)
+                self._log(tracker, {"step": step, name: import_module(tracker.name).Image(str(path))})
+
+    def log_histograms(self, step: int, histograms: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+        """Gives histograms, each counts (bins,) and edges (bins + 1,), to the trackers."""
+        for tracker in self.trackers:
+            if tracker.name == "tensorboard":
+                for name, (counts, edges) in histograms.items():
+                    middle, n = (edges[1:] + edges[:-1]) / 2, counts.sum()
+                    sums = n, counts @ middle, counts @ middle**2
+                    limits = edges[1:].tolist(), counts.tolist()
+                    tracker.tracker.add_histogram_raw(name, edges[0], edges[-1], *sums, *limits, step)
+                tracker.tracker.flush()
+            else:
+                draw = import_module(tracker.name).Histogram
+                drawn = {name: draw(np_histogram=histogram) for name, histogram in histograms.items()}
+                self._log(tracker, {"step": step, **drawn})
 
     def say(self, text: str) -> None:
         """Prints above the progress bar, once for all processes."""
@@ -151,34 +180,42 @@ class Tracker:
         if self.accelerator.trackers:
             self.accelerator.end_training()
 
-
-def _cut_after(file: Path, step: int) -> None:
-    """Drops the lines after `step`, which a resumed run writes again, and any incomplete line."""
-    if file.exists():
-        lines = re.findall(r'^(\{"step": (\d+), .*\})$', file.read_text(errors="replace"), re.MULTILINE)
-        write_file(file, "".join(f"{line}\n" for line, number in lines if step and int(number) <= step))
-
-
-def _log(tracker: GeneralTracker, values: dict[str, Any], step: int) -> None:
-    """Gives values to a tracker under our `step`."""
-    key = {} if tracker.name == "trackio" else {"step": step}  # trackio reserves the key
-    # Not as wandb's own step, below which it drops values; `define_metric` draws over the key instead.
-    tracker.log(key | values, **({} if tracker.name == "wandb" else {"step": step}))
+    def _log(self, tracker: GeneralTracker, line: dict[str, Any]) -> None:
+        """Gives a line with its `step` to a tracker, unless it is there already."""
+        step, name = line["step"], next(name for name in line if name not in ("step", "tokens", "elapsed_s"))
+        if self.holds[tracker.name](step, name):
+            return
+        if tracker.name == "wandb":
+            tracker.log(line)  # not under wandb's own step, below which it drops values: `define_metric` finds ours
+        else:  # trackio reserves the key
+            tracker.log({k: v for k, v in line.items() if tracker.name != "trackio" or k != "step"}, step=step)
 
 
-def _tracker_options(recipe: Recipe, step: int) -> dict[str, dict[str, Any]]:
-    """What each tracker needs to name the run, and to resume it if `step` is not 0."""
-    name, file = recipe.run.name, recipe.folder / "wandb" / "id"
-    options: dict[str, dict[str, Any]] = {tracker: {} for tracker in recipe.tracking.trackers}
-    if "tensorboard" in options and step:
-        options["tensorboard"]["purge_step"] = step + 1  # hides the steps that were not kept
+def _cut_after(file: Path, step: int) -> list[dict[str, Any]]:
+    """Drops the lines after `step`, which a resumed run writes again, and any incomplete one; returns the others."""
+    if not file.exists():
+        return []
+    found = re.findall(r'^(\{"step": (\d+), .*\})$', file.read_text(errors="replace"), re.MULTILINE)
+    lines = [line for line, number in found if step and int(number) <= step]
+    write_file(file, "".join(f"{line}\n" for line in lines))
+    return [json.loads(line) for line in lines]
+
+
+def _tracker_options(recipe: Recipe, step: int, started: bool) -> dict[str, dict[str, Any]]:
+    """What each tracker needs to name the run, and, if it was `started` before, to go on after `step`."""
+    tracking, file = recipe.tracking, recipe.folder / "wandb" / "id"
+    options: dict[str, dict[str, Any]] = {tracker: {} for tracker in tracking.trackers}
+    named = {"name": tracking.name or recipe.run.name, "group": tracking.group}
+    if "tensorboard" in options:
+        options["tensorboard"]["purge_step"] = step + 1 if step else 0  # hides the steps that are taken again
     if "trackio" in options:
-        options["trackio"] = {"name": name, "resume": "allow" if step else "never"}
+        options["trackio"] = {**named, "resume": "allow" if started else "never"}
     if "wandb" in options:
-        if not step or not file.exists():
+        if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(secrets.token_hex(4))
-        options["wandb"] = {"id": file.read_text(), "name": name, "dir": str(recipe.folder), "resume": "allow"}
+        place = {"id": file.read_text(), "dir": str(recipe.folder), "resume": "allow"}
+        options["wandb"] = {**named, **place, "tags": list(tracking.tags)}
         options["wandb"]["mode"] = os.environ.get("WANDB_MODE") or ("online" if _is_logged_in() else "offline")
     return options
 

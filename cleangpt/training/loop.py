@@ -18,7 +18,7 @@ from accelerate import PartialState
 
 from ..errors import Stopped, UserError
 from ..hardware import seed_device
-from ..models.statistics import copy_weights, update_ratio
+from ..models.statistics import copy_weights, histograms, update_ratio
 from ..recipe import schedules
 from ..recipe.keys import Recipe
 from .boundary import end_macro_batch, finish, save
@@ -29,7 +29,7 @@ from .run_folder import hold_folder
 from .seeds import describe_spread, one_per_seed
 from .setup import build_run, find_run
 from .signals import StopSignals
-from .step import accumulate, read_figures, step_seed, update
+from .step import accumulate, gradient_histograms, read_figures, step_seed, update
 
 
 def train(recipe: Recipe) -> Path:
@@ -87,7 +87,8 @@ def run_steps(run: TrainingRun, signals: StopSignals) -> Path:
         values = schedules.at(recipe.schedule, recipe.optimizer, step, run.max_steps)
         seed_device(step_seed(recipe.run.seed, step, accelerator.process_index), accelerator.device)
         loss = accumulate(accelerator, run.model, batch)  # exact over all targets, one synchronisation
-        is_due = run.tracker.is_due(step)
+        is_due, is_drawn = run.tracker.is_due(step), run.tracker.is_drawn(step)
+        gradients = gradient_histograms(run) if is_drawn else {}
         before = copy_weights(run.model) if is_due else None
         run.unread.append(update(run, values, loss))  # clipped, stepped, zeroed; skipped if the gradient is not finite
         progress.step, progress.tokens = step, progress.tokens + batch.num_targets
@@ -99,6 +100,8 @@ def run_steps(run: TrainingRun, signals: StopSignals) -> Path:
             ratio, losses = update_ratio(before, run.model), progress.losses
             progress.logged = run.tracker.log_step(step, progress.tokens, losses, grad_norm, values, ratio)
             progress.losses = []
+        if is_drawn:
+            run.tracker.log_histograms(step, gradients | histograms(run.model))
         if stop:
             save_and_stop(run, signals.exit_code)
 

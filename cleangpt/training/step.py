@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from ..data.loader import Batch
 from ..models.loss import sum_nats
+from ..models.statistics import histograms
 from ..recipe.schedules import Values
 from .optim import apply_updates, set_hyperparameters
 from .run import TrainingRun
@@ -36,6 +37,12 @@ def accumulate(accelerator: Accelerator, model: nn.Module, batch: Batch) -> Tens
             accelerator.backward(loss * accelerator.num_processes)  # undoes the average that processes take
         total = total + loss.detach()
     return total
+
+
+def gradient_histograms(run: TrainingRun) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """`histograms` of the gradients that `accumulate` left, before clipping and without the scale of fp16."""
+    scaler = run.accelerator.scaler
+    return histograms(run.model, 1.0 if scaler is None else scaler.get_scale())
 
 
 def update(run: TrainingRun, values: Values, loss: Tensor) -> Tensor:

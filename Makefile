@@ -4,6 +4,7 @@
 # make quality  check style and types
 # make style    fix style
 # make soak     run the long proofs
+# make docs     install the site's tools, build the site into site/, every link checked
 
 PYTHON ?= python3
 RECIPE ?= recipes/adder.yaml
@@ -13,7 +14,7 @@ INSTALLED := .venv/installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 TRANSFORMERS := transformers-$(shell sed -n 's/^transformers==//p' constraints.txt)
 
-.PHONY: train test extras soak quality style install
+.PHONY: train test extras soak docs quality style install
 
 train: $(INSTALLED) $(if $(findstring chat_adder,$(RECIPE)),data/chat_adder/train.jsonl)
 	$(BIN)/python train.py $(RECIPE) $(ARGS)
@@ -28,7 +29,7 @@ soak: $(INSTALLED) .venv/$(TRANSFORMERS)
 	$(BIN)/python -m pytest -m soak
 
 .venv/extras: $(INSTALLED)
-	$(INSTALL) ".[clients,trackers,demo]"
+	$(INSTALL) ".[clients,trackers,demo,docs]"
 	@touch $@
 
 # Clients that need transformers 4 have an environment of their own.
@@ -42,6 +43,13 @@ soak: $(INSTALLED) .venv/$(TRANSFORMERS)
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest .venv \
 		$(subst transformers-,transformers==,$(TRANSFORMERS))
 	tar --extract --gzip --directory .venv --file .venv/$(TRANSFORMERS).tar.gz
+	@touch $@
+
+docs: .venv/docs
+	$(BIN)/mkdocs build --strict
+
+.venv/docs: $(INSTALLED)
+	$(INSTALL) ".[docs]"
 	@touch $@
 
 quality: $(INSTALLED)

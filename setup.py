@@ -58,5 +58,6 @@ setup(
         ],
         "trackers": ["trackio>=0.43", "tensorboard>=2.21"],
         "demo": ["gradio>=6.31,<7"],
+        "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1", "nbclient>=0.10", "ipykernel>=7"],
     },
 )

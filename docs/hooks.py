@@ -4,4 +4,4 @@ import re
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    return re.sub(r"\[([^\]]+)\]\((?:\.\./)+(?!pictures)(?![\w-]+\.md)[^)]*\)", r"\1", markdown)
+    return re.sub(r"\[([^\]]+)\]\((?:\.\./)+(?!pictures|[\w-]+\.(?:md|ipynb))[^)]*\)", r"\1", markdown)

@@ -72,7 +72,24 @@ def test_an_answer_is_checked(tiny_adder):
 
 
 @needs("gradio", extra="demo")
-def test_the_page_is_built(tiny_adder):
+def test_the_page_says_what_the_model_is_and_shows_its_card(tiny_adder):
     page = DEMO["build_page"](str(train(load_recipe(tiny_adder))))
     labels = {block.label for block in page.blocks.values() if getattr(block, "label", None)}
-    assert {"Prompt", "Temperature", "The model's answer", "Text"} <= labels
+    assert {"Model", "Card", "Prompt", "Temperature", "The model's answer", "Text"} <= labels
+    title, card = (block.value for block in page.blocks.values() if block.get_block_name() == "markdown")
+    assert title.startswith("# tiny\nA `nanogpt` with ") and "1-digit addition" in title
+    assert card.lstrip().startswith("## Usage") and "## Results" in card and "curves.png" not in card
+    assert any(block.get_block_name() == "image" for block in page.blocks.values())
+    examples = [block.samples for block in page.blocks.values() if block.get_block_name() == "dataset"]
+    assert examples == [[["1", "2"], ["8", "5"], ["7", "5"], ["9", "9"]], [["1+2="]]]
+
+
+def test_a_model_without_a_card_is_named_by_its_folder(speaker, tmp_path):
+    speaker[0].save_pretrained(tmp_path / "mine")
+    name, what, card = DEMO["read_card"](str(tmp_path / "mine"), speaker[0])
+    assert name == "mine" and what.startswith("A `nanogpt` with ") and card == "This model has no card."
+
+
+def test_a_model_of_text_is_tried_with_its_recipes_prompts(tiny_text):
+    final = train(load_recipe(tiny_text, ["--evaluation.prompts=['A stitch']"]))
+    assert DEMO["prompts_to_try"](str(final))[0] == "A stitch"

@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, needs
 
 from cleangpt import load_recipe, train
 from cleangpt.data.prepare import prepare_data
 from cleangpt.data.stream import summarize
+from cleangpt.reporting.card import HOME
 
-PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("README*.md")])
+PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("README*.md")])
 RECIPES = sorted(path.stem for path in ROOT.glob("recipes/*.yaml"))
 STEPS = ["--training.max_steps=2", "--training.macro_batch=2", "--training.batch_size=4", "--evaluation.max_batches=1"]
 SPLIT = "--data.split={train: 0.001, validation: 0.0001, test: 0.0001}"
@@ -30,6 +31,15 @@ def commands(page: Path, only_run: bool) -> list[list[str]]:
             if words and (mark or not only_run):
                 found.append(words)
     return found
+
+
+@pytest.mark.parametrize("name", ["README_zh.md", "first-model.md", "your-text.md", "recipes.md", "results.md"])
+def test_a_chinese_page_has_the_commands_of_the_english_one(name):
+    chinese, english = ROOT / "docs" / "zh" / name, ROOT / "docs" / name
+    if name == "README_zh.md":
+        chinese, english = ROOT / name, ROOT / "README.md"
+    for only_run in (False, True):
+        assert commands(chinese, only_run) == commands(english, only_run)
 
 
 def ours(words: list[str]) -> tuple[str, list[str]] | None:
@@ -122,3 +132,21 @@ def test_what_a_page_tells_to_run_runs(name, workshop, monkeypatch):
         tiny = {"train.py": STEPS + arithmetic, "scripts/evaluate_model.py": arithmetic}.get(script, [])
         run(script, [*arguments, *tiny], monkeypatch)
     assert name == "data" or list((workshop / "outputs").glob("*/final/README.md"))
+
+
+@needs("nbclient", "ipykernel", extra="docs")
+def test_the_notebook_runs(workshop):
+    import nbclient
+    import nbformat
+
+    for name in ("train.py", "scripts"):
+        (workshop / name).symlink_to(ROOT / name)
+    notebook = nbformat.read(ROOT / "docs" / "first-model.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+    assert HOME in parameters.source
+    parameters.source += f"\nCHANGES = {[*STEPS, SPLIT]}"
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    shown = [output.data for cell in notebook.cells for output in cell.get("outputs", ()) if "data" in output]
+    assert sum("image/png" in data for data in shown) == 2  # the curves and the heat map
+    assert (workshop / "outputs" / "smaller" / "final" / "README.md").exists()

@@ -141,6 +141,6 @@ def draw_accuracy(grades: Grades, path: Path) -> None:
         axes.set_yticks(range(len(rows)), rows)
         for i, j in np.argwhere(~np.isnan(means)):
             text = f"{np.floor(means[i, j] * 1e4) / 1e4:.2%}\nof {len(cells[i][j]):,}"  # 100.00% only if all are right
-            axes.text(j, i, text, ha="center", va="center", fontsize=6, color="black" if means[i, j] > 0.6 else "white")
+            axes.text(j, i, text, ha="center", va="center", fontsize=7, color="black" if means[i, j] > 0.6 else "white")
     figure.colorbar(image, ax=[left, right], format="{x:.0%}")
     figure.savefig(path, dpi=120)

@@ -7,11 +7,15 @@ fewer steps. Another recipe gives nanoGPT its data and its shape too.
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
 
 from cleangpt.recipe.reading import load_recipe
 from cleangpt.training.setup import load_data
@@ -20,7 +24,10 @@ from . import peers
 
 ROOT = Path(__file__).parents[2]
 # One look at the validation split, at the end.
-RACE = ["training.macro_batch=100000", "evaluation.prompts=[]", "checkpoint.keep_last=1", "tracking.log_every=50"]
+RACE = ["training.macro_batch=100000", "evaluation.prompts=[]", "checkpoint.keep_last=1", "tracking.log_every=20"]
+SMOOTHED = 20  # steps of nanoGPT to a point of its curve, as many as to one of ours
+
+Curve = list[tuple[float, float]]  # seconds since the process began, training loss
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--their_steps", type=int, default=2000, help="of nanoGPT's [2000]")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the recipe, for both sides")
     parser.add_argument("--ours", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the recipe, for ours")
+    parser.add_argument("--picture", type=Path, help="file to draw the first round to, loss over seconds")
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, dict[str, list[float]]]]:
@@ -41,24 +49,41 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, 
         "nanoGPT": lambda n: their_run(arguments, shared, folder / f"nanogpt-{n}"),
         "ours": lambda n: our_run(arguments.recipe, own, folder / f"ours-{n}"),
     }
-    took, figures = {name: [] for name in sides}, {name: [] for name in sides}
+    took, figures, curves = {name: [] for name in sides}, {name: [] for name in sides}, {}
     for number in range(arguments.rounds):
         for name, side in sides.items():
-            seconds, found = side(number)
+            seconds, found, curve = side(number)
             took[name].append(seconds)
             figures[name].append(found)
+            curves.setdefault(name, curve)
+    if arguments.picture:
+        ends = {name: (took[name][0], figures[name][0]["eval/loss"]) for name in sides}
+        draw_race(curves, ends, arguments.picture)
     yield "whole process, seconds", took
     for key in ("eval/loss", "eval/bits_per_byte"):
         yield f"{key}, whole validation split", {name: [f[key] for f in found] for name, found in figures.items()}
 
 
-def their_run(arguments: argparse.Namespace, shared: list[str], folder: Path) -> tuple[float, dict[str, float]]:
-    """Seconds and figures of nanoGPT, with the settings of its laptop command but for the recipe's shape and batch."""
+def draw_race(curves: dict[str, Curve], ends: dict[str, tuple[float, float]], path: Path) -> None:
+    """Draws the training loss of each side, and where its process ended: a star at its loss on the validation split."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for (name, curve), end in zip(curves.items(), ends.values(), strict=True):
+        (line,) = axes.plot(*zip(*curve, strict=True), label=f"{name}: {end[1]:.2f} after {end[0]:.0f} s")
+        axes.plot(*end, "*", color=line.get_color(), markersize=14, clip_on=False, zorder=3)
+    axes.set(xlabel="seconds since the process began", ylabel="loss, nats per token", xlim=(0, None))
+    axes.legend(title="★ whole validation split", frameon=False)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
+def their_run(arguments: argparse.Namespace, shared: list[str], folder: Path) -> tuple[float, dict[str, float], Curve]:
+    """Seconds, figures and curve of nanoGPT, with its laptop command's settings but the recipe's shape and batch."""
     recipe = load_recipe(arguments.recipe, shared)
     data = load_data(recipe)[1]
     peers.copy_nanogpt(arguments.nanogpt, folder, data.splits)
     started = time.perf_counter()
-    peers.run_nanogpt(
+    printed = peers.run_nanogpt(
         folder,
         vocab_size=len(data.tokenizer),
         out_dir="out",
@@ -84,14 +109,25 @@ def their_run(arguments: argparse.Namespace, shared: list[str], folder: Path) ->
     subprocess.run([sys.executable, *convert], cwd=ROOT, check=True, capture_output=True)
     evaluate = ["scripts/evaluate_model.py", str(last), "--recipe", arguments.recipe, "--json", *shared]
     found = subprocess.run([sys.executable, *evaluate], cwd=ROOT, check=True, capture_output=True, text=True)
-    return took, json.loads(found.stdout)
+    return took, json.loads(found.stdout), their_curve(printed, took)
 
 
-def our_run(recipe: str, options: list[str], folder: Path) -> tuple[float, dict[str, float]]:
-    """Seconds and figures of ours."""
+def their_curve(printed: str, took: float) -> Curve:
+    """The mean of every `SMOOTHED` losses that nanoGPT printed; time outside the steps is taken for its start."""
+    steps = re.findall(r"^iter \d+: loss ([\d.]+), time ([\d.]+)ms", printed, re.MULTILINE)
+    losses, milliseconds = np.array(steps, float).T
+    elapsed, ends = milliseconds.cumsum() / 1000, np.arange(SMOOTHED, len(steps) + 1, SMOOTHED)
+    means = losses[: ends[-1]].reshape(-1, SMOOTHED).mean(axis=1)
+    return [*zip(took - elapsed[-1] + elapsed[ends - 1], means, strict=True)]
+
+
+def our_run(recipe: str, options: list[str], folder: Path) -> tuple[float, dict[str, float], Curve]:
+    """Seconds, figures and curve of ours."""
     command = [sys.executable, "train.py", recipe, *options, f"--run.output_dir={folder}", "--run.name=ours"]
     started = time.perf_counter()
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     took = time.perf_counter() - started
     lines = [json.loads(line) for line in (folder / "ours/metrics.jsonl").read_text().splitlines()]
-    return took, next(line for line in reversed(lines) if "eval/loss" in line)
+    steps, outside = [line for line in lines if "train/loss" in line], took - lines[-1]["elapsed_s"]
+    curve = [(outside + line["elapsed_s"], line["train/loss"]) for line in steps[1:]]
+    return took, next(line for line in reversed(lines) if "eval/loss" in line), curve

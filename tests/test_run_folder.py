@@ -61,6 +61,17 @@ def test_the_data_may_move_but_not_change(tiny_text, text_file, tmp_path):
     assert [key for key, _ in refused.value.problems] == ["data.fingerprint"]
 
 
+def test_arithmetic_with_other_splits_is_not_resumed(tiny_adder):
+    """As a run of the first version is, whose splits separated a+b from b+a."""
+    train(recipe := load_recipe(tiny_adder))
+    file = recipe.folder / "recipe.yaml"
+    saved = yaml.safe_load(file.read_text())
+    saved["data"]["fingerprint"] = None
+    file.write_text(yaml.safe_dump(saved))
+    with pytest.raises(UserError, match=r"data\.fingerprint: the text, its tokenizer or its splits changed"):
+        train(recipe)
+
+
 def test_more_patience_goes_on_with_a_run_that_stopped_early(tiny_text):
     early = ["--training.max_steps=20", "--training.macro_batch=1", "--training.early_stopping.min_delta=100"]
     train(recipe := load_recipe(tiny_text, [*early, "--training.early_stopping.patience=1"]))

@@ -20,6 +20,7 @@ from .splits import IGNORED, cut_points
 
 FRACTIONS = {"train": 0.7, "validation": 0.15, "test": 0.15}
 OPERATORS = {"addition": "+", "multiplication": "x"}
+VERSION_OF_SPLITS = "mirrors-together"  # a run trained on splits of another version is not resumed
 MOST_ROWS = 2**62  # that int64 indices can number; of 10^24 problems only as many are drawn
 
 

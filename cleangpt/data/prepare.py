@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..recipe.keys import ARITHMETIC, FILES, Data, Recipe, TokenizerTraining
 from ..recipe.schedules import source_weights
 from ..recipe.sources import Origin
-from .arithmetic import FRACTIONS, ArithmeticSplit
+from .arithmetic import FRACTIONS, VERSION_OF_SPLITS, ArithmeticSplit
 from .cache import build_once, fingerprint
 from .conversations import message_texts, write_prompt
 from .encoding import build_text
@@ -42,10 +42,10 @@ class PreparedData:
         return next(iter(self.folders.values()), None)
 
     @property
-    def fingerprint(self) -> str | None:
-        """Hash of text, tokenizer and cut, of all sources; None for arithmetic, which is computed."""
+    def fingerprint(self) -> str:
+        """Hash of text, tokenizer and cut, of all sources; for arithmetic, the version of its splits."""
         names = [folder.name for folder in self.folders.values()]
-        return fingerprint({"sources": names}) if len(names) > 1 else next(iter(names), None)
+        return fingerprint({"sources": names}) if len(names) > 1 else next(iter(names), VERSION_OF_SPLITS)
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -73,7 +73,7 @@ class Data(Origin):
     num_proc: Count | None = None
     """Processes that tokenize; null leaves it to the tokenizer's own threads."""
     fingerprint: Text | None = None
-    """Hash of the built data, written by a run, which from then on refuses other text, tokenizer or splits."""
+    """Hash of the built data (version of arithmetic splits), written by a run, which then refuses any other."""
     num_digits: Count = 3
     """Arithmetic: the most digits of an operand; every pair of numbers is equally likely."""
     min_digits: Count | None = None

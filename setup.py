@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 setup(
     name="cleangpt",
-    version="0.1.0",
+    version="0.2.0",
     description="Train small GPTs from scratch with code you can read, and get models the Hugging Face ecosystem loads",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -17,7 +17,7 @@ from .models.nanollama.modeling_nanollama import (
     NanoLlamaModel,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 for _config, _model, _causal, _classifier in (
     (NanoGPTConfig, NanoGPTModel, NanoGPTForCausalLM, NanoGPTForSequenceClassification),

@@ -122,7 +122,7 @@ def make_plan(recipe: Recipe, num_processes: int = 1) -> Plan:
         ddp=ddp,
         fsdp=fsdp,
         disk=(keep + 1) * (4 * parameters + ddp.optimizer) + 2 * 4 * parameters,
-        warnings=find_warnings(recipe, split, model, max(epochs, *source_epochs.values())),
+        warnings=find_warnings(recipe, split, model, max([epochs, *source_epochs.values()])),
     )
 
 

@@ -20,6 +20,7 @@ from cleangpt.data.loader import Loader, Share
 from cleangpt.data.mixture import Mixture, Turns
 from cleangpt.data.packing import TextSplit
 from cleangpt.data.splits import IGNORED
+from cleangpt.plan import make_plan
 from cleangpt.recipe.schedules import source_shares
 from cleangpt.training.checkpoint import list_checkpoints
 from cleangpt.training.setup import build_run, find_run, load_data
@@ -196,6 +197,16 @@ def test_a_branch_enters_the_order_where_the_run_was(mixed):
         options = [f"--training.resume={first}", f"--run.name=of-{batch_size}", f"--training.batch_size={batch_size}"]
         run = build_run(*find_run(load_recipe(mixed, options)))
         assert run.loader.indices(4)[:4].tolist() == expected[:4].tolist()
+
+
+def test_a_plan_says_how_often_each_source_is_read(mixed):
+    recipe = load_recipe(mixed, ["--training.max_steps=100"])
+    plan, train = make_plan(recipe), load_data(recipe)[1].splits["train"]
+    expected = {
+        "plain": 600 / train.sources["plain"].num_sequences,
+        "stories": 200 / train.sources["stories"].num_sequences,
+    }
+    assert plan.source_epochs == pytest.approx(expected)
 
 
 def test_weights_can_follow_a_schedule(mixed, sources):

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import yaml
-from conftest import needs, run_python
+from conftest import needs, read_metrics, run_python
 from datasets import load_from_disk
 from hypothesis import given
 from hypothesis import strategies as st
@@ -247,3 +247,13 @@ def test_a_tokenizer_without_marks_ends_the_command_with_one_line(tiny_chat, tmp
     ended = run_python("train.py", tiny_chat, *options)
     assert ended.returncode == 2
     assert re.fullmatch(r"error: tokenizer\.path: [^\n]*\{% generation %\}[^\n]*\n", ended.stderr)
+
+
+def test_a_step_in_which_the_assistant_is_silent_counts_nothing(tiny_chat, tmp_path):
+    options = ["--data.block_size=8", "--training.batch_size=1", "--training.max_steps=12", "--training.macro_batch=12"]
+    recipe = load_recipe(tiny_chat, [*options, "--tracking.log_every=1", "--training.max_skipped=1"])
+    train(recipe)
+    losses = [line["train/loss"] for line in read_metrics(recipe.folder) if "train/loss" in line]
+    assert len(losses) == 12
+    assert 0 in losses
+    assert all(0 <= loss < 10 for loss in losses)

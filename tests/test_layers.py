@@ -11,7 +11,7 @@ FLOORS = [
     {"recipe": ["values", "sources", "keys", "schedules", "wording", "checks", "reading"]},
     {
         "data": [
-            *("splits", "permutation", "cache", "tokenization", "stream", "packing", "mixture"),
+            *("splits", "permutation", "cache", "tokenization", "conversations", "stream", "packing", "mixture"),
             *("text", "encoding", "arithmetic", "loader", "prepare"),
         ],
         "reporting": ["card", "hub", "held", "tracking"],

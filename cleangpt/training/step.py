@@ -33,7 +33,7 @@ def accumulate(accelerator: Accelerator, model: nn.Module, batch: Batch) -> Tens
     total = torch.zeros((), device=accelerator.device)
     for i, micro_batch in enumerate(batch.micro_batches, 1):
         with contextlib.nullcontext() if i == len(batch.micro_batches) else accelerator.no_sync(model):
-            loss = sum_nats(accelerator, model, micro_batch) / batch.num_targets
+            loss = sum_nats(accelerator, model, micro_batch) / max(1, batch.num_targets)  # a step may have none
             accelerator.backward(loss * accelerator.num_processes)  # undoes the average that processes take
         total = total + loss.detach()
     return total

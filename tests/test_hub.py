@@ -199,7 +199,8 @@ def test_a_folder_replaced_during_its_push_is_not_mixed(hub, run):
         file.unlink()
     hub.fault = lambda request: None
     hub.released.set()
-    publisher.close(pytest.fail)
+    publisher.close((said := []).append)
+    assert said == [f"pushed to {hub.url}/me/tiny: old"]
     assert set(hub.files("me/tiny").values()) == {b"old"}
 
 

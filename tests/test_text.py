@@ -173,7 +173,7 @@ def test_blocks_take_each_offset_once_before_one_comes_again(tmp_path_factory, b
 def test_an_epoch_has_all_documents_end_to_end_in_an_order_of_its_own(
     tmp_path_factory, lengths, block_size, epoch, seed
 ):
-    if sum(lengths) < 2:
+    if max(lengths) < 2:  # nothing to learn
         return
     texts, tokens = [], itertools.count()
     for length in lengths:
@@ -357,7 +357,7 @@ def test_packed_documents_see_no_other(stories):
     """A row of several documents has the logits of each document alone."""
     data = prepare(stories, "--data.packing=documents", "--data.block_size=64")
     config = {"vocab_size": len(data.tokenizer), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    split = data.tokenizer is not None
+    split = data.splits["train"]
     for model in (NanoGPTForCausalLM(NanoGPTConfig(**config)), NanoLlamaForCausalLM(NanoLlamaConfig(**config))):
         for row in range(3):
             batch = {name: torch.from_numpy(array) for name, array in split[np.array([row])].items()}

@@ -16,8 +16,9 @@ from pathlib import Path
 CONVERSATIONS = {"train": 16_000, "validation": 500, "test": 1_000}
 PAIRS = {"train": 0.8, "validation": 0.1, "test": 0.1}  # shares of the 5,050 unordered pairs
 GREETINGS = {"Hello!": "Hello!", "Hi!": "Hi!", "Good morning!": "Good morning!"}
-FIRST = {"What is {a} + {b}?": "{c}.", "How much is {a} + {b}?": "{a} + {b} is {c}.", "{a} + {b}?": "{c}."}
-LATER = FIRST | {"And {a} + {b}?": "{c}.", "Thanks! And {a} + {b}?": "You are welcome. {c}."}
+# No answer is "135.", which to Markdown, as `transformers chat` shows it, begins a list.
+FIRST = {"What is {a} + {b}?": "{c}", "How much is {a} + {b}?": "{a} + {b} is {c}.", "{a} + {b}?": "{c}"}
+LATER = FIRST | {"And {a} + {b}?": "{c}", "Thanks! And {a} + {b}?": "You are welcome. {c}"}
 
 
 def main() -> None:

@@ -171,6 +171,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(tiny_text, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         return step.accumulate(*arguments)
 
+    before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr("cleangpt.training.loop.accumulate", interrupt_twice)
     with pytest.raises(Stopped, match="by a signal after step 1, saved") as stop:
         train(load_recipe(tiny_text, OPTIONS))
@@ -178,7 +179,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(tiny_text, monkeypatch):
     monkeypatch.setattr("cleangpt.training.signals.ECHO_S", -1.0)
     with pytest.raises(KeyboardInterrupt):
         train(load_recipe(tiny_text, OPTIONS))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_signal_is_not_taken_for_a_mistake_in_the_data(tiny_text, monkeypatch):

@@ -123,7 +123,7 @@ def test_answers_are_graded_the_same_on_two_processes(tiny_adder, tmp_path, call
     _, one, _ = call_script("evaluate_model.py", *arguments[1:], "--json")
     for name, value in json.loads(one).items():
         assert f"{name:20} {value:.4f}\n" in two.stdout
-    assert "carries" in two.stdout and "13 of 15 problems" in two.stdout
+    assert "carries" in two.stdout and "13 of 16 problems" in two.stdout
     assert (tmp_path / "report" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "report" / "wrong_answers.csv").read_text().startswith("question,answer,right\n")
 
@@ -132,7 +132,7 @@ def test_answers_are_graded_the_same_on_two_processes(tiny_adder, tmp_path, call
     ("options", "message"),
     [
         (["--split=tset"], "--split: expected one of train, validation, test, got 'tset'"),
-        (["--limit=0"], "--limit: expected 1 to 15, got 0"),
+        (["--limit=0"], "--limit: expected 1 to 16, got 0"),
         ([f"--report={__file__}"], f"--report: expected a folder, got the file {__file__}"),
         (
             ["--data.num_digits=2"],

@@ -159,11 +159,11 @@ def test_the_run_goes_on_while_the_hub_is_silent(hub, tiny_text):
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """A run's folder with a best model, every file of which says "old"."""
+    """A run's folder with a best model, every file of which is YAML that says "old"."""
     run = tmp_path / "run"
     (run / "best").mkdir(parents=True)
     for name in ("recipe.yaml", "metrics.jsonl", "best/config.json", "best/model.safetensors"):
-        (run / name).write_text("old")
+        (run / name).write_text("- old\n")
     return run
 
 
@@ -201,7 +201,7 @@ def test_a_folder_replaced_during_its_push_is_not_mixed(hub, run):
     hub.released.set()
     publisher.close((said := []).append)
     assert said == [f"pushed to {hub.url}/me/tiny: old"]
-    assert set(hub.files("me/tiny").values()) == {b"old"}
+    assert set(hub.files("me/tiny").values()) == {b"- old\n"}
 
 
 def test_a_push_that_was_killed_leaves_nothing_and_is_whole_the_next_time(hub, tiny_text):

@@ -1,6 +1,7 @@
 """Mixtures: sources take turns by weight, a pure function of the place, and are measured each and together."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -32,15 +33,20 @@ def shares_of(weights: list[int], steps: int) -> np.ndarray:
 
 @settings(deadline=None)
 @given(weights=st.lists(st.integers(1, 40), min_size=1, max_size=5), sizes=st.lists(st.integers(0, 30), min_size=1))
-def test_rows_of_each_source_fall_due_in_turn(weights, sizes):
-    """Any steps give the same order, which sorts the exact moments at which each row is due."""
-    turns = Turns(shares_of(weights, len(sizes)), np.cumsum([0, *sizes]))
-    total, ends = sum(sizes), np.cumsum([0, *sizes]).tolist()
-    rows = [(Fraction(2 * k + 1, 2 * weight), source, k) for source, weight in enumerate(weights) for k in range(total)]
-    expected = [(source, k) for _, source, k in sorted(rows)[:total]]
+def test_sources_take_the_places_that_earlier_ones_leave(weights, sizes):
+    """Any steps give the same order, in which a source takes a place once half of its next row is due."""
+    ends = np.cumsum([0, *sizes])
+    turns = Turns(shares_of(weights, len(sizes)), ends)
+    places, expected = [*range(sum(sizes))], {}
+    for source, weight in enumerate(weights):
+        share = Fraction(weight, sum(weights[source:]))
+        due = [math.floor(share * count + Fraction(1, 2)) for count in range(len(places) + 1)]
+        mine = [place for i, place in enumerate(places) if due[i + 1] > due[i]]
+        expected |= {place: (source, row) for row, place in enumerate(mine)}
+        places = [place for place in places if place not in expected]
     parts = [turns.between(*ends[i : i + 2]) for i in range(len(sizes))]
-    drawn = [pair for sources, numbers in parts for pair in zip(sources.tolist(), numbers.tolist(), strict=True)]
-    assert drawn == expected
+    drawn = [pair for sources, rows in parts for pair in zip(sources.tolist(), rows.tolist(), strict=True)]
+    assert drawn == [expected[place] for place in range(sum(sizes))]
 
 
 @settings(deadline=None, max_examples=30)

@@ -82,10 +82,8 @@ def test_a_mapping_of_files_gives_the_splits(stories, stories_file):
     assert counts["train"] == counts["validation"]
 
 
-def test_ids_take_two_bytes_and_are_mapped_not_read(stories):
-    tokens = next(iter(prepare(stories).splits["train"].stream))
-    assert tokens.dtype == np.uint16
-    assert not tokens.flags.owndata and not tokens.flags.writeable
+def test_ids_take_two_bytes(stories):
+    assert next(iter(prepare(stories).splits["train"].stream)).dtype == np.uint16
 
 
 def split_of(
@@ -127,11 +125,12 @@ def test_packed_documents_restart_and_lose_no_target_but_seams(tmp_path_factory,
     targets = batch["targets"][batch["targets"] != IGNORED]
     assert len(targets) == split.num_targets == split.count_targets(np.arange(len(split)))
     assert sorted(targets.tolist()) == [t for t in tokens[1:] if document[t] == document[t - 1]]
-    for inputs, positions in zip(batch["input_ids"], batch["position_ids"], strict=True):
-        for place, (token, position) in enumerate(zip(inputs, positions, strict=True)):
+    for row, (inputs, positions) in enumerate(zip(batch["input_ids"], batch["position_ids"], strict=True)):
+        real = len(tokens) - 1 - row * block_size  # the rest of the last row is padding
+        for place, (token, position) in enumerate(zip(inputs[:real], positions[:real], strict=True)):
             if place and token == inputs[place - 1] + 1 and document[token] == document[token - 1]:
                 assert position == positions[place - 1] + 1
-            elif token != inputs[place - 1]:
+            else:
                 assert position == 0
 
 
@@ -192,7 +191,7 @@ def test_an_epoch_has_all_documents_end_to_end_in_an_order_of_its_own(
     rows = range(0, len(targets), block_size)
     inputs = [tokens[row : row + block_size] for row in rows]
     inputs[-1] = inputs[-1][: len(targets) - rows[-1]]
-    assert batch["input_ids"].tolist() == pad(inputs, block_size, tokens[-1])
+    assert batch["input_ids"].tolist() == pad(inputs, block_size, flat[-1])
     assert batch["targets"].tolist() == pad([targets[row : row + block_size] for row in rows], block_size, IGNORED)
     assert split.count_targets(numbers) == len(flat) - len(texts)
     for row, positions in zip(rows, batch["position_ids"].tolist(), strict=True):

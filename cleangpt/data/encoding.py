@@ -5,7 +5,6 @@ texts/train.arrow ──> Dataset.map ──> train/data.arrow      a row a text
  of texts; removed)                   summary.json          what `summarize` reads
 """
 
-import functools
 import itertools
 import json
 import logging
@@ -26,70 +25,61 @@ from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
-from ..recipe.keys import Data, TokenizerTraining
+from ..recipe.keys import Data
 from .cache import build_once, fingerprint
 from .conversations import encode_conversations, message_texts, said
 from .splits import IGNORED
-from .stream import release_file
-from .text import brings_ids, cut, identify, load_splits, local_files, source_error
-from .tokenization import VERSION, has_unknown, train_tokenizer
+from .text import brings_ids, cut, identify, load_splits, release_file, source_error
+from .tokenization import has_unknown
 
 BATCH = 1 << 20  # characters that the tokenizer gets at once, or ids written at once
 logger = logging.getLogger(__name__)
 
 
-def build_text(data: Data, tokenizer: PreTrainedTokenizerFast | TokenizerTraining) -> Path:
+def build_text(data: Data, tokenizer: PreTrainedTokenizerFast, takes_ids: bool = True) -> Path:
     """The folder with the tokenizer and the tokenized splits of `data`, built unless it is cached.
 
-    With a tokenizer rather than its training, rows that bring `input_ids` (and `labels`) are taken as they are.
+    Rows that bring `input_ids` (and `labels`) are taken as they are, if the tokenizer is theirs: `takes_ids`.
 
     Raises:
         UserError: for data that cannot be read, is empty, lacks a column, or does not fit the tokenizer.
     """
-    raw = {} if local_files(data) else load_splits(data)
-    ingredients = {"format": 3, **identify(data, raw), "tokenizer": _identify(tokenizer)}
-    is_chat = data.messages_column is not None
+    raw, is_chat = load_splits(data), data.messages_column is not None
+    parts = [tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map, tokenizer.chat_template, takes_ids]
+    ingredients = {"format": 4, **identify(data, raw), "tokenizer": fingerprint({"parts": parts})}
 
     def build(folder: Path) -> None:
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()  # they are for who watches
-        splits = raw or load_splits(data)
-        known: Any = tokenizer
-        has_ids = isinstance(tokenizer, PreTrainedTokenizerFast) and not is_chat and brings_ids(splits, data)
-        write = functools.partial(_write_ids, known) if has_ids else functools.partial(_write_texts, is_chat)
-        summary = {name: write(rows(), name, folder) for name, rows in cut(splits, data, has_ids).items()}
-        for name, counts in summary.items():
+        has_ids = takes_ids and not is_chat and brings_ids(raw, data)
+        summary = {}
+        for name, rows in cut(raw, data, has_ids).items():
+            key = f"{fingerprint(ingredients)}-{name}"
+            if has_ids:
+                counts = _write_ids(tokenizer, rows(), folder / name)
+            else:
+                texts = folder / "texts" / f"{name}.arrow"
+                counts = _write_texts(texts, rows(), is_chat)
             if not counts["documents"]:
                 raise source_error(data, f"no text for the {name} split")
             if empty := counts["empty"]:
                 logger.warning(f"{empty:,} rows of the {name} split have no text and were skipped")
-        if isinstance(tokenizer, TokenizerTraining):
-            known = train_tokenizer(tokenizer, {name: _read_texts(name, folder, is_chat) for name in summary})
-        known.save_pretrained(folder / "tokenizer")
-        for name, counts in summary.items():
-            key = f"{fingerprint(ingredients)}-{name}"
             if not has_ids:
-                encoder = Encoder(known, folder / "texts" / f"{name}.arrow", data.path != "text", is_chat)
+                encoder = Encoder(tokenizer, texts, data.path != "text", is_chat)
                 tokenize(encoder, folder / name, key, data.num_proc)
             counts["tokens"] = describe_split(folder / name, key)
             if data.path == "text":
                 counts["documents"] = 1  # in pieces
+            summary[name] = counts
         shutil.rmtree(folder / "texts", ignore_errors=True)
+        tokenizer.save_pretrained(folder / "tokenizer")
         (folder / "dataset_dict.json").write_text(json.dumps({"splits": [*summary]}))
         (folder / "summary.json").write_text(json.dumps(summary, indent=1))
 
     return build_once(ingredients, build)
 
 
-def _identify(tokenizer: PreTrainedTokenizerFast | TokenizerTraining) -> Any:
-    """What the ids of a text depend on, JSON-able."""
-    if isinstance(tokenizer, TokenizerTraining):
-        return {"version": VERSION, **tokenizer.model_dump(mode="json")}
-    parts = {"backend": tokenizer.backend_tokenizer.to_str(), "special": tokenizer.special_tokens_map}
-    return fingerprint({**parts, "chat_template": tokenizer.chat_template})
-
-
-def _write_texts(is_chat: bool, texts: Iterator[str], name: str, folder: Path) -> dict[str, int]:
+def _write_texts(path: Path, texts: Iterator[str], is_chat: bool) -> dict[str, int]:
     """Writes texts for `tokenize`; counts them, their UTF-8 bytes, and empty ones, which are left out.
 
     The bytes of a conversation are those of what the assistant says.
@@ -101,23 +91,12 @@ def _write_texts(is_chat: bool, texts: Iterator[str], name: str, folder: Path) -
             counts["bytes"] += sum(len((said(text) if is_chat else text).encode()) for text in batch)
             yield pyarrow.table({"texts": pyarrow.array([batch], pyarrow.list_(pyarrow.large_string()))})
 
-    write_tables(tables(), folder / "texts" / f"{name}.arrow")
+    write_tables(tables(), path)
     return counts
 
 
-def _read_texts(name: str, folder: Path, is_chat: bool) -> Iterator[str]:
-    path = folder / "texts" / f"{name}.arrow"
-    for row in Dataset.from_file(str(path)).with_format("arrow").iter(1):
-        texts = row.column("texts").chunk(0).flatten().to_pylist()
-        yield from itertools.chain.from_iterable(map(message_texts, texts)) if is_chat else texts
-        release_file(path)
-
-
 def _write_ids(
-    tokenizer: PreTrainedTokenizerFast,
-    rows: Iterator[tuple[np.ndarray, np.ndarray | None]],
-    name: str,
-    folder: Path,
+    tokenizer: PreTrainedTokenizerFast, rows: Iterator[tuple[np.ndarray, np.ndarray | None]], folder: Path
 ) -> dict[str, int]:
     """Writes ids that the data brings, once they fit the tokenizer; counts as `_write_texts` does."""
     counts, size = {"documents": 0, "bytes": 0, "empty": 0}, len(tokenizer)
@@ -129,14 +108,14 @@ def _write_ids(
                 values = np.concatenate(lists) if lists[0] is not None else np.zeros(1)
                 wrong = values[(values >= size) | (values < 0) & (values != special)]
                 if len(wrong):
-                    message = f"expected {column} below the tokenizer's {size:,}, got {wrong[0]} in the {name} split"
-                    raise UserError(("tokenizer", message))
+                    message = f"expected {column} below the tokenizer's {size:,}, got {wrong[0]}"
+                    raise UserError(("tokenizer", f"{message} in the {folder.name} split"))
             spoken = ids if labels[0] is None else [row[row != IGNORED] for row in labels]
             texts = tokenizer.backend_tokenizer.decode_batch([row.tolist() for row in spoken], skip_special_tokens=True)
             counts["bytes"] += sum(len(text.encode()) for text in texts)
             yield to_table([row.astype(id_type(size)) for row in ids], None if labels[0] is None else labels)
 
-    write_tables(tables(), folder / name / "data.arrow")
+    write_tables(tables(), folder / "data.arrow")
     return counts
 
 

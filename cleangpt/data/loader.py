@@ -84,12 +84,10 @@ class Loader:
         if self.turns is None or not isinstance(self.split, Mixture):
             return self.orders[0].rows(first, last)
         source, row = self.turns.between(first, last)
-        numbers = np.empty_like(row)
         for i in np.unique(source):
             mine = source == i
-            places = row[mine]  # in a row
-            numbers[mine] = self.split.number(i, self.orders[i].rows(int(places[0]), int(places[-1]) + 1))
-        return numbers
+            row[mine] = self.orders[i].rows(int(row[mine][0]), int(row[mine][-1]) + 1)  # they follow one another
+        return self.split.number(source, row)
 
     def batch(self, step: int) -> Batch:
         """This process's share of `step`, cut into micro-steps."""

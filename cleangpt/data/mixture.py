@@ -3,8 +3,8 @@
     weights 2 : 1     place   0  1  2  3  4  5 ...
                       source  a  b  a  a  b  a ...
 
-Row k of a source is due at the place where its share, summed over the places before, reaches k + 1/2 rows, and places
-take rows as they fall due (Webster's method of apportionment): a pure function of place and weights.
+The first source takes a place where its share, summed over the places so far, passes the next k + 1/2; the other
+sources share the places that are left in the same way: a pure function of place and weights.
 """
 
 from collections.abc import Mapping
@@ -33,8 +33,8 @@ class Mixture:
         """The same texts cut end to end, in which each token is measured once."""
         return Mixture({label: split.end_to_end() for label, split in self.sources.items()})
 
-    def number(self, source: int, rows: np.ndarray) -> np.ndarray:
-        """The numbers here of the rows that a source numbers `rows` (n,)."""
+    def number(self, source: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The numbers here of the rows that their sources number `rows` (n,)."""
         epochs, rows = np.divmod(rows, self.lengths[source])
         return epochs * len(self) + self.ends[source] + rows
 
@@ -63,30 +63,28 @@ class Turns:
 
     def __init__(self, shares: np.ndarray, ends: np.ndarray) -> None:
         """`shares` (steps, sources) of each step's rows add up to 1; `ends` (steps + 1,) are rows drawn after each."""
-        self.places = np.append(ends, ends[-1] + 1000)  # beyond the last, some rows are due next
-        self.rows = np.cumsum(np.diff(self.places)[:, None] * np.concatenate([shares, shares[-1:]]), axis=0)
-        self.rows = np.concatenate([np.zeros_like(shares[:1]), self.rows])  # due of each source by then
+        self.places = np.append(ends, ends[-1] + 1000)  # so that the end is no bound
+        due = np.diff(self.places)[:, None] * np.concatenate([shares, shares[-1:]])
+        self.due = np.concatenate([np.zeros_like(shares[:1]), np.cumsum(due, axis=0)])  # of each source by these places
 
-    def _due(self, source: int, rows: np.ndarray) -> np.ndarray:
-        """The place at which each of `rows` of a source is due, rounded so that ties are ties on every machine."""
-        return np.round(np.interp(rows + 0.5, self.rows[:, source], self.places), 3)
+    def _taken(self, places: np.ndarray) -> np.ndarray:
+        """Rows of each source among the first `places` (n,) places, int64 (sources, n)."""
+        taken, left, axis = [], np.asarray(places), self.places.astype(float)
+        for due in self.due.T[:-1]:  # among the places that earlier sources leave
+            rows = np.floor(np.round(np.interp(left, axis, due), 6) + 0.5)  # rounded: ties are ties on every machine
+            taken.append(np.minimum(rows.astype(np.int64), left))
+            left, axis = left - taken[-1], axis - due
+        return np.stack([*taken, left])
 
     def drawn(self, place: int) -> np.ndarray:
         """Rows of each source among the first `place` places, int64 (sources,)."""
-        shares = np.array([np.interp(place, self.places, rows) for rows in self.rows.T])
-        first = np.maximum(np.floor(shares).astype(np.int64) - len(shares), 0)  # rows before these are drawn for sure
-        window = np.arange(2 * len(shares) + 2)
-        due = np.concatenate([self._due(source, row + window) for source, row in enumerate(first)])
-        order = np.argsort(due, kind="stable")[: place - first.sum()]  # ties go to the earlier source
-        return first + np.bincount(order // len(window), minlength=len(shares))
+        return self._taken(np.array([place]))[:, 0]
 
     def between(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """The source of each place from `first` to before `last`, and which of its rows it is, from 0; int64 (n,)."""
-        ranges = zip(self.drawn(first), self.drawn(last), strict=True)
-        rows = [np.arange(begin, end) for begin, end in ranges]
-        order = np.argsort(np.concatenate([self._due(*item) for item in enumerate(rows)]), kind="stable")
-        source = np.repeat(np.arange(len(rows)), [len(one) for one in rows])
-        return source[order], np.concatenate(rows)[order]
+        taken = self._taken(np.arange(first, last + 1))
+        source = np.diff(taken).argmax(axis=0)
+        return source, taken[source, np.arange(last - first)]
 
 
 def texts_of(split: Split) -> dict[str, TextSplit]:

@@ -8,7 +8,9 @@ Each epoch cuts anew, a pure function of seed and epoch: `blocks` from another o
 beginning, `documents` in another order of them. The first epoch goes from beginning to end, as evaluation does.
 """
 
+import bisect
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -56,14 +58,15 @@ class TextSplit:
         return (mine - first) % length
 
     def _documents(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where each document begins, in an epoch's order of documents and in the stream, int64 (documents,) each."""
+        """Where each document ends, in an epoch's order of documents and in the stream, int64 (documents,) each."""
         assert self.starts is not None
+        ends = np.append(self.starts[1:], self.num_tokens)
         if epoch == 0:
-            return self.starts, self.starts
-        count, lengths = len(self.starts), np.diff(self.starts, append=self.num_tokens)
+            return ends, ends
+        count = len(ends)
         pieces = [np.arange(start, min(start + PIECE, count)) for start in range(0, count, PIECE)]
         order = np.concatenate([permute(piece, count, self.seed, epoch, 1).astype(np.uint32) for piece in pieces])
-        return np.cumsum(lengths[order]) - lengths[order], self.starts[order]
+        return np.cumsum((ends - self.starts)[order]), ends[order]
 
     def count_targets(self, indices: np.ndarray) -> int:
         """The number of targets in the rows numbered `indices` (n,); only labels have to be read for it."""
@@ -76,63 +79,54 @@ class TextSplit:
         last = np.minimum(first + self.sequence_length, self.num_tokens - 1)  # the place of the last target
         count = int((last - first).sum())
         for epoch in np.unique(epochs) if self.starts is not None else ():
-            starts, mine = self.documents(int(epoch))[0], epochs == epoch
-            seams = np.searchsorted(starts, last[mine], "right") - np.searchsorted(starts, first[mine], "right")
+            ends, mine = self.documents(int(epoch))[0][:-1], epochs == epoch
+            seams = np.searchsorted(ends, last[mine], "right") - np.searchsorted(ends, first[mine], "right")
             count -= int(seams.sum())
         return count
 
     def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The batch of the rows numbered `indices`; `documents` have `position_ids`."""
-        epochs, rows = np.divmod(np.asarray(indices).astype(np.int64), len(self))
-        return self._read_stream(epochs, rows) if self.starts is None else self._read_documents(epochs, rows)
+        rows, shape = np.asarray(indices).tolist(), (len(indices), self.sequence_length)
+        if self.packing == "windows" and self.labels is None:  # each row whole
+            starts = [row % len(self) for row in rows]
+            tokens = np.stack([self.stream.read(start, start + shape[1] + 1) for start in starts]).astype(np.int64)
+            return {"input_ids": tokens[:, :-1], "targets": tokens[:, 1:]}
+        last_token = self.stream.read(self.num_tokens - 1, self.num_tokens)[0]
+        ids, targets, positions = np.full(shape, last_token, np.int64), np.full(shape, IGNORED), np.zeros(shape, int)
+        counted = np.arange(self.sequence_length)
+        for row, index in enumerate(rows):
+            place = 0
+            for first, stop, end in self._parts(index):
+                tokens, length = self.stream.read(first, min(stop + 1, end)), stop - first
+                following = tokens if self.labels is None else self.labels.read(first, min(stop + 1, end))
+                ids[row, place : place + length] = tokens[:length]
+                targets[row, place : place + len(tokens) - 1] = following[1:]
+                positions[row, place:] = counted[: self.sequence_length - place]
+                place += length
+        batch = {"input_ids": ids, "targets": targets}
+        return batch if self.starts is None else batch | {"position_ids": positions}
 
-    def _read_stream(self, epochs: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Rows of `windows` and `blocks`."""
-        length, total, first = self.sequence_length, self.num_tokens - 1, rows
-        if self.packing == "blocks":
-            first = rows * length + np.array([self.offset(epoch) for epoch in epochs.tolist()], np.int64)
-        if self.labels is None and first.max(initial=0) + length <= total:
-            ids = self.stream.read(first, length + 1)
-            return {"input_ids": ids[:, :-1], "targets": ids[:, 1:]}
-        place = np.arange(length)  # a row goes round the end of the stream, or is the epoch's last one and ends early
-        is_used = (self.packing == "windows") | (rows[:, None] * length + place < total)
-        places = np.where(is_used, (first[:, None] + place) % total, total)
-        following = (self.labels or self.stream).gather(np.minimum(places + 1, total))
-        return {"input_ids": self.stream.gather(places), "targets": np.where(is_used, following, IGNORED)}
-
-    def _read_documents(self, epochs: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Rows of `documents`."""
-        width, total = self.sequence_length + 1, self.num_tokens - 1
-        places = (rows * self.sequence_length)[:, None] + np.arange(width)  # in the epoch's order, then in the stream
-        is_used, seams = places <= total, np.zeros(places.shape, bool)
-        np.minimum(places, total, out=places)
-        for epoch in np.unique(epochs):
-            (starts, sources), mine = self.documents(int(epoch)), epochs == epoch
-            first = places[mine, 0]
-            begins = seams[mine] = _find_seams(starts, first, width)
-            if epoch:
-                parts = begins | (np.arange(width) == 0)  # where a document, or the rest of one, begins in a row
-                documents = (np.searchsorted(starts, first)[:, None] - 1 + np.cumsum(begins, axis=1))[parts]
-                lengths = np.diff(np.flatnonzero(parts), append=parts.size)
-                places[mine] += np.repeat(sources[documents] - starts[documents], lengths).reshape(-1, width)
-        is_whole = is_used.all() and not epochs.any()
-        ids = self.stream.read(places[:, 0], width) if is_whole else self.stream.gather(places)
-        place = np.arange(width - 1)
-        following = ids[:, 1:] if self.labels is None else self.labels.gather(places[:, 1:])
-        begin = np.maximum.accumulate(np.where(seams[:, :-1], place, 0), axis=1)
-        targets = np.where(is_used[:, 1:] & ~seams[:, 1:], following, IGNORED)
-        return {"input_ids": ids[:, :-1], "targets": targets, "position_ids": place - begin}
-
-
-def _find_seams(starts: np.ndarray, first: np.ndarray, width: int) -> np.ndarray:
-    """Where documents start in the rows of `width` tokens from each of `first` on, bool (n, width)."""
-    begin, stop = np.searchsorted(starts, first), np.searchsorted(starts, first + width)
-    count = stop - begin  # documents that start in each row
-    row = np.repeat(np.arange(len(first)), count)
-    document = np.arange(len(row)) + np.repeat(begin - np.cumsum(count) + count, count)
-    seams = np.zeros((len(first), width), bool)
-    seams[row, starts[document] - first[row]] = True
-    return seams
+    def _parts(self, index: int) -> Iterator[tuple[int, int, int]]:
+        """What a row consists of: places in the stream from, to, and where what it belongs to ends."""
+        epoch, row = divmod(index, len(self))
+        total = self.num_tokens - 1  # the last token is no input
+        if self.packing == "windows":
+            yield row, row + self.sequence_length, self.num_tokens
+            return
+        first = row * self.sequence_length
+        stop = min(first + self.sequence_length, total)
+        if self.starts is None:
+            first, stop = first + self.offset(epoch) % total, stop + self.offset(epoch) % total
+            for begin in (0, total):
+                if max(first, begin) < min(stop, begin + total):
+                    yield max(first, begin) - begin, min(stop, begin + total) - begin, self.num_tokens
+            return
+        ends, sources = self.documents(epoch)
+        document = bisect.bisect_right(ends, first)
+        while first < stop:
+            shift, end = int(sources[document] - ends[document]), int(ends[document])
+            yield first + shift, min(stop, end) + shift, end + shift
+            first, document = end, document + 1
 
 
 def document_lengths(folder: Path, name: str) -> np.ndarray:

@@ -22,7 +22,7 @@ from .mixture import Mixture, texts_of
 from .packing import TextSplit
 from .splits import IGNORED, Split
 from .stream import summarize
-from .text import Rows, cut, identify, load_splits, local_files, own_tokenizer
+from .text import Rows, cut, identify, load_splits, own_tokenizer
 from .tokenization import VERSION, arithmetic_tokenizer, load_tokenizer, train_tokenizer
 
 
@@ -63,12 +63,12 @@ def prepare_data(recipe: Recipe) -> PreparedData:
         return PreparedData(tokenizer, {**problems}, {}, recipe.evaluation.prompts, first)
 
     assert block_size is not None  # the caller has resolved it
-    known = _tokenizer(recipe)
+    tokenizer = _tokenizer(recipe)
     folders: dict[str, Path] = {}
     splits: dict[str, dict[str, TextSplit]] = {}
     for number, (label, source) in enumerate(data.parts.items()):
         with source_keys(data, number):
-            folder = folders[label] = build_text(source, known)
+            folder = folders[label] = build_text(source, tokenizer, recipe.tokenizer.train is None)
             summary = summarize(folder)
             if data.packing == "documents" and not data.sources and summary["train"]["documents"] == 1:
                 message = "expected rows of a table, with a document each: files of plain text are one document"
@@ -80,7 +80,6 @@ def prepare_data(recipe: Recipe) -> PreparedData:
             if (length := splits["train"][label].num_tokens) <= block_size:
                 message = f"expected less than the {length} tokens of the train split{label and f' of {label}'}"
                 raise UserError(("data.block_size", f"{message}, got {block_size}"))
-    tokenizer = load_tokenizer(folder / "tokenizer")
     validation, width = next(iter(splits["validation"].values())), 8
     if validation.labels is not None:  # up to what the assistant says
         width = int(np.argmax(next(iter(validation.labels)) != IGNORED))
@@ -92,23 +91,24 @@ def prepare_data(recipe: Recipe) -> PreparedData:
     return PreparedData(tokenizer, {**whole}, folders, prompts, (prompts or (beginning,))[0])
 
 
-def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | TokenizerTraining:
-    """The recipe's tokenizer, or how to train it on its one source."""
+def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+    """The recipe's tokenizer: saved, brought by the data, or trained on it."""
     data, training = recipe.data, recipe.tokenizer.train
     if training is None:
         built = [part for part in data.parts.values() if part.path not in FILES]  # which may bring theirs
         return load_tokenizer(recipe.tokenizer.path or own_tokenizer(built[0]))
-    return load_tokenizer(_train_on_sources(data, training)) if data.sources else training
+    return load_tokenizer(_train_on_sources(data, training))
 
 
 def _train_on_sources(data: Data, training: TokenizerTraining) -> Path:
-    """The folder of a tokenizer trained on a mixture, unless it is cached: on each source by its mean weight."""
-    parts, raw = [*data.parts.values()], []
+    """The folder of a tokenizer trained on the data, unless it is cached: on each source by its mean weight."""
+    parts, raw, shares = [*data.parts.values()], [], [1.0]
     for number, part in enumerate(parts):
         with source_keys(data, number):
-            raw.append({} if local_files(part) else load_splits(part))
-    weights = source_weights(data.sources, np.arange(1, 101) / 100)
-    shares = (weights / weights.sum(axis=1, keepdims=True)).mean(axis=0).round(6).tolist()
+            raw.append(load_splits(part))
+    if data.sources:
+        weights = source_weights(data.sources, np.arange(1, 101) / 100)
+        shares = (weights / weights.sum(axis=1, keepdims=True)).mean(axis=0).round(6).tolist()
     sources = [identify(*pair) for pair in zip(parts, raw, strict=True)]
     ingredients = {"version": VERSION, **training.model_dump(mode="json"), "sources": sources, "shares": shares}
 
@@ -121,13 +121,11 @@ def _train_on_sources(data: Data, training: TokenizerTraining) -> Path:
         texts = []
         for number, part in enumerate(parts):
             with source_keys(data, number):
-                splits = cut(raw[number] or load_splits(part), part, False)
+                splits = cut(raw[number], part, False)
             texts.append({name: functools.partial(read, number, rows) for name, rows in splits.items()})
-        chosen: dict[str, Iterable[str]] = {}
-        if training.kind == "bpe":
-            chosen = {"train": _mix([splits["train"] for splits in texts], shares)}
-        else:
-            chosen = {f"{name} {i}": rows() for i, splits in enumerate(texts) for name, rows in splits.items()}
+        chosen: Iterable[str] = itertools.chain.from_iterable(rows() for splits in texts for rows in splits.values())
+        if training.kind == "bpe":  # its merges are those of train
+            chosen = _mix([splits["train"] for splits in texts], shares)
         train_tokenizer(training, chosen).save_pretrained(folder / "tokenizer")
 
     return build_once(ingredients, build) / "tokenizer"
@@ -135,6 +133,9 @@ def _train_on_sources(data: Data, training: TokenizerTraining) -> Path:
 
 def _mix(sources: list[Rows], shares: list[float]) -> Iterator[str]:
     """Texts with as many characters as all sources together, of each its share: small ones come several times."""
+    if len(sources) == 1:
+        yield from sources[0]()
+        return
     sizes = [sum(map(len, rows())) for rows in sources]
     taken, total = np.where(np.array(sizes) * shares > 0, 0.0, np.inf), sum(sizes)  # of each in units of its share
     endless = [itertools.chain.from_iterable(call() for call in itertools.repeat(rows)) for rows in sources]

@@ -5,10 +5,12 @@ files or Hub ──> tables ──> splits ──> texts (64 KB, or a row), or i
 Local files are streamed, several times rather than once into memory: a build of any size holds a few megabytes of them.
 """
 
+import ctypes
 import functools
 import glob
 import itertools
 import json
+import mmap
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,6 @@ from typing import Any
 import fsspec
 import numpy as np
 import pyarrow
-import pyarrow.compute
 from datasets import load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import snapshot_download
@@ -27,11 +28,11 @@ from ..recipe.sources import local_copy
 from .cache import file_hash
 from .conversations import write_conversation
 from .splits import cut_points
-from .stream import release_file
 
 PIECE = 1 << 16  # characters of a text file tokenized at once
 CHUNK = 1 << 20  # characters or bytes of a file read at once
 FRACTIONS = {"train": 0.9, "validation": 0.1}
+LIBC = ctypes.CDLL(None)
 
 Rows = Callable[[], Iterator[Any]]  # yields texts, or ids and labels (or None): int64 arrays of one length
 
@@ -43,31 +44,31 @@ def is_saved(data: Data) -> bool:
 
 def own_tokenizer(data: Data) -> Path:
     """The folder of the tokenizer that a dataset of ids brings."""
+    options: dict[str, Any] = {"repo_type": "dataset", "revision": data.revision, "allow_patterns": "tokenizer/*"}
     try:
-        folder = Path(data.path)
-        if not is_saved(data):
-            folder = Path(
-                snapshot_download(data.path, repo_type="dataset", revision=data.revision, allow_patterns="tokenizer/*")
-            )
-        if not (folder / "tokenizer").is_dir():
+        folder = Path(data.path if is_saved(data) else snapshot_download(data.path, **options), "tokenizer")
+        if not folder.is_dir():
             raise FileNotFoundError("it brings no folder tokenizer/")
     except Exception as error:  # the Hub client raises many kinds
-        message = (
-            f"expected one of path and train, with the other null, or a dataset that brings its tokenizer: {error}"
-        )
-        raise UserError(("tokenizer", message)) from error
-    return folder / "tokenizer"
+        expected = "expected one of path and train, with the other null, or a dataset that brings its tokenizer"
+        raise UserError(("tokenizer", f"{expected}: {error}")) from error
+    return folder
 
 
 def identify(data: Data, raw: dict[str, Any]) -> dict[str, Any]:
     """What the text depends on, JSON-able: the content of files, wherever they are, or the commit of a Hub dataset."""
-    prepared = [Path(file["filename"]) for split in raw.values() for file in split.cache_files]
+    files = local_files(data)
+    try:
+        contents = {split: [file_hash(file) for file in names] for split, names in files.items()}
+    except OSError as error:
+        raise source_error(data, f"{error.filename} cannot be read: {error.strerror}") from error
+    prepared = [] if files else [Path(file["filename"]) for split in raw.values() for file in split.cache_files]
     # datasets names prepared files by the commit, or by the ETags of the originals
     names = [file_hash(path) if is_saved(data) else "/".join(path.parts[-5:]) for path in prepared]
     return {
-        "path": sorted(names) if raw else data.path,
-        "files": {split: [_content(data, file) for file in files] for split, files in local_files(data).items()},
-        "split": None if data.split is None else [*data.split.items()],  # in this order
+        "path": data.path if files else sorted(names),
+        "files": contents,
+        "split": data.split and [*data.split.items()],  # in this order
         "text": [data.template or data.text_column, data.messages_column],
     }
 
@@ -76,21 +77,12 @@ def local_files(data: Data) -> dict[str, list[str]]:
     """The files of each split, patterns expanded; empty unless all are on this machine."""
     if data.path not in FILES or any("://" in file for file in itertools.chain(*data.files.values())):
         return {}
-    return {
-        split: [
-            match
-            for file in files
-            for match in [file] * Path(file).is_file() or sorted(glob.glob(file, recursive=True))
-        ]
-        for split, files in data.files.items()
-    }
+    found = {file: [file] * Path(file).is_file() or sorted(glob.glob(file, recursive=True)) for file in _listed(data)}
+    return {split: [match for file in files for match in found[file]] for split, files in data.files.items()}
 
 
-def _content(data: Data, file: str) -> str:
-    try:
-        return file_hash(file)
-    except OSError as error:
-        raise source_error(data, f"{file} cannot be read: {error.strerror}") from error
+def _listed(data: Data) -> list[str]:
+    return [*itertools.chain(*data.files.values())]
 
 
 def source_error(data: Data, message: str) -> UserError:
@@ -122,7 +114,7 @@ def _unreadable(data: Data, error: BaseException) -> UserError:
     for file in itertools.chain(*local_files(data).values()) if data.path in ("text", "json", "csv") else ():
         if mistake := _find_mistake(file, data.path == "json"):
             return source_error(data, f"{file}, line {mistake}")
-    copies = filter(None, map(local_copy, itertools.chain(*data.files.values())))
+    copies = filter(None, map(local_copy, _listed(data)))
     hint = "".join(f"; without a network, put it at {copy}" for copy in copies)
     reason = f"{data.data_files or data.path!r} cannot be loaded: {type(error).__name__}: {error}{hint}"
     return source_error(data, reason)
@@ -133,11 +125,11 @@ def _find_mistake(file: str, is_json: bool) -> str | None:
     with fsspec.open(file, "rb", compression="infer") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                text = line.decode()
+                text = line.decode("utf-8-sig").strip()
                 if is_json and number == 1 and text.startswith("["):
                     return None  # one list, which may span many lines
-                if is_json and text.strip():
-                    json.loads(text.removeprefix("\ufeff"))
+                if is_json and text:
+                    json.loads(text)
             except UnicodeDecodeError as error:
                 got = f"got the byte 0x{line[error.start]:02x} at place {error.start + 1}"
                 encoding = "utf-16" if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
@@ -153,13 +145,22 @@ def brings_ids(raw: dict[str, Any], data: Data) -> bool:
     return next(_rows(first, data, lambda table, _: iter(["input_ids" in table.column_names])), False)
 
 
+def release_file(path: str | Path) -> None:
+    """Unmaps the pages read of a file that Arrow has mapped, which count as this process's memory, on Linux."""
+    maps = Path("/proc/self/maps")
+    for line in maps.read_text().splitlines() if maps.exists() else ():
+        if line.endswith(f" {path}"):
+            first, stop = (int(place, 16) for place in line.split()[0].split("-"))
+            LIBC.madvise(ctypes.c_void_p(first), ctypes.c_size_t(stop - first), mmap.MADV_DONTNEED)
+
+
 def _rows(dataset: Any, data: Data, read: Callable[[pyarrow.Table, Data], Iterator[Any]]) -> Iterator[Any]:
     """What `read` makes of the dataset's rows; what goes wrong is a `UserError`."""
     try:
         for number, table in enumerate(dataset.with_format("arrow").iter(batch_size=1000)):
             yield from read(table, data)
             for file in getattr(dataset, "cache_files", ()) if number % 32 == 31 else ():
-                release_file(Path(file["filename"]))
+                release_file(file["filename"])
     except UserError:
         raise
     except Exception as error:  # streams are read here, and each file format has its own errors
@@ -168,21 +169,29 @@ def _rows(dataset: Any, data: Data, read: Callable[[pyarrow.Table, Data], Iterat
 
 def _texts(table: pyarrow.Table, data: Data) -> Iterator[str]:
     """The text of each row, empty if there is none; a conversation as JSON."""
-    _check_columns(table, data)
-    if data.messages_column is not None:
-        yield from map(write_conversation, table.column(data.messages_column).to_pylist())
+    kind = "messages_column" if data.messages_column else "template" if data.template else "text_column"
+    for column in data.columns:
+        if column not in table.column_names:
+            raise UserError((f"data.{kind}", f"expected one of {', '.join(table.column_names)}, got {column!r}"))
+    if kind == "template":
+        yield from (_fill_in(data.template or "", row) for row in table.select(data.columns).to_pylist())
         return
-    if data.template is None:
-        yield from (text or "" for text in table.column(data.text_column).to_pylist())
+    values = table.column(data.columns[0])
+    if kind == "messages_column":
+        yield from map(write_conversation, values.to_pylist())
         return
-    for row in table.select(data.columns).to_pylist():
-        values = {name: "" if value is None else value for name, value in row.items()}
-        try:
-            yield data.template.format_map(values)
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                ("data.template", f"{data.template!r} cannot be filled in with {values}: {error}")
-            ) from error
+    is_text = pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type)
+    if not is_text and values.null_count < len(values):
+        raise UserError(("data.text_column", f"expected a column of text, {data.text_column} is {values.type}"))
+    yield from (text or "" for text in values.to_pylist())
+
+
+def _fill_in(template: str, row: dict[str, Any]) -> str:
+    values = {name: "" if value is None else value for name, value in row.items()}
+    try:
+        return template.format_map(values)
+    except (ValueError, TypeError) as error:
+        raise UserError(("data.template", f"{template!r} cannot be filled in with {values}: {error}")) from error
 
 
 def _ids(table: pyarrow.Table, data: Data) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
@@ -190,24 +199,12 @@ def _ids(table: pyarrow.Table, data: Data) -> Iterator[tuple[np.ndarray, np.ndar
     columns: list[Iterable[Any]] = [[], itertools.repeat(None, len(table))]
     for place, name in enumerate(name for name in ("input_ids", "labels") if name in table.column_names):
         lists = table.column(name).combine_chunks().cast(pyarrow.large_list(pyarrow.int64()))
-        lengths = pyarrow.compute.list_value_length(lists).fill_null(0).to_numpy()
-        columns[place] = np.split(lists.flatten().to_numpy(), np.cumsum(lengths)[:-1])
+        offsets = lists.offsets.to_numpy()
+        columns[place] = np.split(lists.values.to_numpy()[offsets[0] : offsets[-1]], offsets[1:-1] - offsets[0])
     for ids, labels in zip(*columns, strict=True):
         if labels is not None and len(labels) != len(ids):
             raise source_error(data, f"expected as many labels as input_ids, got {len(labels)} and {len(ids)}")
         yield ids, labels
-
-
-def _check_columns(table: pyarrow.Table, data: Data) -> None:
-    for column in data.columns:
-        if column not in table.column_names:
-            key = "data.messages_column" if data.messages_column is not None else "data.text_column"
-            key = key if data.template is None else "data.template"
-            raise UserError((key, f"expected one of {', '.join(table.column_names)}, got {column!r}"))
-    values = table.column(data.columns[0])
-    is_text = pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type)
-    if data.template is None and data.messages_column is None and not is_text and values.null_count < len(values):
-        raise UserError(("data.text_column", f"expected a column of text, {data.text_column} is {values.type}"))
 
 
 def cut(raw: dict[str, Any], data: Data, has_ids: bool) -> dict[str, Rows]:

@@ -104,15 +104,11 @@ def bpe_tokenizer(texts: Iterable[str], vocab_size: int, chat: bool = False) -> 
     return _wrap(backend, chat)
 
 
-def train_tokenizer(training: TokenizerTraining, texts: dict[str, Iterable[str]]) -> PreTrainedTokenizerFast:
-    """The tokenizer that `recipe.tokenizer.train` asks for, of the texts of each split.
-
-    `char` has the characters of all splits, `bpe` learns its merges from train alone.
-    """
+def train_tokenizer(training: TokenizerTraining, texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """The tokenizer that `recipe.tokenizer.train` asks for."""
     if training.kind == "char":
-        characters = (character for text in itertools.chain(*texts.values()) for character in set(text))
-        return character_tokenizer(characters, training.chat)
-    return bpe_tokenizer(texts["train"], training.vocab_size or 4096, training.chat)
+        return character_tokenizer(itertools.chain.from_iterable(map(set, texts)), training.chat)
+    return bpe_tokenizer(texts, training.vocab_size or 4096, training.chat)
 
 
 def load_tokenizer(path: str | Path, key: str = "tokenizer.path") -> PreTrainedTokenizerFast:

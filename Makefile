@@ -1,5 +1,5 @@
 # make train    install, train recipes/adder.yaml, show what it learned   (RECIPE=... ARGS="--section.key=value")
-# make test     install, run every test but those of the extras
+# make test     install, run every test but those of the extras, JOBS=2 at a time
 # make extras   install other clients, trackers and the demo's page, run the tests of them
 # make quality  check style and types
 # make style    fix style
@@ -9,6 +9,7 @@
 PYTHON ?= python3
 RECIPE ?= recipes/adder.yaml
 ARGS ?=
+JOBS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
@@ -20,7 +21,7 @@ train: $(INSTALLED) $(if $(findstring chat_adder,$(RECIPE)),data/chat_adder/trai
 	$(BIN)/python train.py $(RECIPE) $(ARGS)
 
 test: $(INSTALLED) .venv/$(TRANSFORMERS)
-	$(BIN)/python -m pytest -m "not soak and not extras"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup -m "not soak and not extras"
 
 extras: .venv/extras .venv/transformers-4/installed
 	$(BIN)/python -m pytest -m "extras and not soak"

@@ -40,6 +40,7 @@ setup(
     extras_require={
         "dev": [
             "pytest>=9",
+            "pytest-xdist>=3.8",
             "hypothesis>=6",
             "parameterized>=0.9",
             "ruff>=0.17",

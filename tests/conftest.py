@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from hypothesis import settings
 
 # Before anything imports the libraries that read them.
@@ -54,8 +55,10 @@ def stories_file(tmp_path_factory) -> Path:
 def made_conversations() -> Path:
     """What recipes/chat_adder.yaml reads, made as `make train` makes it unless it is there."""
     file = ROOT / "data" / "chat_adder" / "train.jsonl"
-    if not file.is_file():
-        subprocess.run([sys.executable, ROOT / "scripts" / "make_conversations.py", file.parent], check=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.parent / "lock"):  # tests run in several processes
+        if not file.is_file():
+            subprocess.run([sys.executable, ROOT / "scripts" / "make_conversations.py", file.parent], check=True)
     return file
 
 

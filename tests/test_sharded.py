@@ -25,6 +25,7 @@ from sharded import assert_finish, folder_of, kill_in_step, scale_gradients, sha
 from cleangpt import NanoGPTForCausalLM, NanoLlamaForCausalLM
 
 PAIRS = list(itertools.product(["nanogpt", "nanollama"], ["adamw", "muon"]))
+pytestmark = pytest.mark.xdist_group("sharded")  # in one process, which makes the runs once
 MODELS = pytest.mark.parametrize(("kind", "optimizer"), PAIRS)
 SIZES = pytest.mark.parametrize("size", [1, 2])
 

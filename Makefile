@@ -21,7 +21,7 @@ train: $(INSTALLED) $(if $(findstring chat_adder,$(RECIPE)),data/chat_adder/trai
 	$(BIN)/python train.py $(RECIPE) $(ARGS)
 
 test: $(INSTALLED) .venv/$(TRANSFORMERS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup -m "not soak and not extras"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile -m "not soak and not extras"
 
 extras: .venv/extras .venv/transformers-4/installed
 	$(BIN)/python -m pytest -m "extras and not soak"

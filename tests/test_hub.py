@@ -74,7 +74,12 @@ def test_what_is_pushed_loads_elsewhere_bit_for_bit(hub, tiny_text, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, str(tmp_path / "logits.pt")],
         cwd=tmp_path,
-        env={"HF_HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin", **hub.environment},
+        env={
+            "HF_HOME": str(tmp_path / "home"),
+            "PATH": "/usr/bin:/bin",
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+            **hub.environment,
+        },
         capture_output=True,
         text=True,
     )

@@ -25,7 +25,6 @@ from sharded import assert_finish, folder_of, kill_in_step, scale_gradients, sha
 from cleangpt import NanoGPTForCausalLM, NanoLlamaForCausalLM
 
 PAIRS = list(itertools.product(["nanogpt", "nanollama"], ["adamw", "muon"]))
-pytestmark = pytest.mark.xdist_group("sharded")  # in one process, which makes the runs once
 MODELS = pytest.mark.parametrize(("kind", "optimizer"), PAIRS)
 SIZES = pytest.mark.parametrize("size", [1, 2])
 
@@ -102,7 +101,8 @@ def losses(folder, name: str = "train/loss") -> list[float]:
 def test_the_losses_are_those_of_ddp(folder, kind, optimizer, size):
     sharded, ddp = folder(kind, optimizer, size), folder(kind, optimizer, "ddp")
     for name in ("train/loss", "eval/loss", "grad_norm"):
-        assert losses(sharded, name) == pytest.approx(losses(ddp, name), abs=1e-4), name
+        close = {"abs": 1e-4} if "loss" in name else {"rel": 1e-3}  # Muon orthogonalizes in bf16
+        assert losses(sharded, name) == pytest.approx(losses(ddp, name), **close), name
     assert losses(sharded)[-1] < losses(sharded)[0] - 0.01
     names = [load_file(run / "final/model.safetensors").keys() for run in (sharded, ddp)]
     assert names[0] == names[1]  # tied weights are saved once
@@ -144,7 +144,12 @@ def test_what_is_pushed_loads_without_cleangpt(folder, hub, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_CLEANGPT, str(tmp_path), *names],
         cwd=tmp_path,
-        env={"HF_HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin", **hub.environment},
+        env={
+            "HF_HOME": str(tmp_path / "home"),
+            "PATH": "/usr/bin:/bin",
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+            **hub.environment,
+        },
         capture_output=True,
         text=True,
     )

@@ -10,7 +10,7 @@ Between files and ids a conversation is JSON text.
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,8 +81,8 @@ def encode_conversations(
 
     parts, spans = [], []
     for conversation in conversations:
-        messages = _map_texts(json.loads(conversation), lambda text: pattern.sub(lambda one: marks[one[0]], text))
-        text, places = _render(messages, tokenizer)
+        marked = pattern.sub(lambda one: marks[one[0]], conversation)
+        text, places = _render(json.loads(marked), tokenizer)
         parts.append([part.translate(letters) for part in re.split("(?<=[\udc00-\udfff])", text)])
         spans.append(places)
     options = {"add_special_tokens": False, "split_special_tokens": False, "return_offsets_mapping": True}
@@ -120,12 +120,3 @@ def _render(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) 
 
 def _has_marks(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.chat_template is not None and "endgeneration" in tokenizer.get_chat_template()
-
-
-def _map_texts(value: Any, function: Callable[[str], str]) -> Any:
-    """`value` with `function` of each text in it."""
-    if isinstance(value, dict):
-        return {key: _map_texts(item, function) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_map_texts(item, function) for item in value]
-    return function(value) if isinstance(value, str) else value

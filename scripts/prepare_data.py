@@ -29,14 +29,14 @@ CARD = """# {repo_id}
 Text tokenized by CleanGPT, a document a row: `input_ids` end with the end token.
 
     from datasets import load_dataset
-    data = load_dataset("{repo_id}")
+    data = load_dataset({arguments})
 
 | split | documents | tokens | bytes of text |
 |---|---|---|---|
 {rows}
 
-The tokenizer, {tokenizer}, is in `tokenizer/`. In a recipe of CleanGPT, `data.path: {repo_id}` without `data_files` and
-with `tokenizer: {{path: null, train: null}}` takes both as they are. Made by this recipe:
+The tokenizer, {tokenizer}, is in `tokenizer/`. In a recipe of CleanGPT, `data.path: {repo_id}`{source} without
+`data_files` and with `tokenizer: {{path: null, train: null}}` takes both as they are. Made by this recipe:
 
 ```yaml
 {recipe}```
@@ -58,19 +58,26 @@ def main() -> None:
 
 
 def push(data: PreparedData, repo_id: str, recipe: Recipe) -> None:
-    """Publishes the built splits as a dataset, their tokenizer and card in the same repository."""
-    if data.folder is None or len(data.folders) > 1:
-        raise UserError(
-            ("--push", "expected built data of one source: arithmetic is computed, push sources one by one")
-        )
+    """Publishes the built splits as a dataset, a configuration a source, with their tokenizer and card."""
+    if data.folder is None:
+        raise UserError(("--push", "expected built data: arithmetic is computed"))
     rows = "\n".join(
-        f"| {name} | {counts['documents']:,} | {counts['tokens']:,} | {counts['bytes']:,} |"
-        for name, counts in summarize(data.folder).items()
+        f"| {label and f'{label}, '}{name} | {counts['documents']:,} | {counts['tokens']:,} | {counts['bytes']:,} |"
+        for label, folder in data.folders.items()
+        for name, counts in summarize(folder).items()
     )
     tokenizer = f"{type(data.tokenizer).__name__} with {len(data.tokenizer):,} ids"
-    card = CARD.format(repo_id=repo_id, rows=rows, tokenizer=tokenizer, recipe=recipe.to_yaml())
+    first = next(iter(data.folders))
+    card = CARD.format(
+        repo_id=repo_id,
+        arguments=f'"{repo_id}"' + (first and f', "{first}"'),
+        source=first and f", `data.name: {first}`",
+        rows=rows,
+        tokenizer=tokenizer,
+        recipe=recipe.to_yaml(),
+    )
     try:
-        print(f"pushed to {push_dataset(data.folder, repo_id, recipe.hub.private, card)}")
+        print(f"pushed to {push_dataset(data.folders, repo_id, recipe.hub.private, card)}")
     except ConnectionError as error:
         raise UserError(("--push", str(error))) from None
 

@@ -280,6 +280,24 @@ def test_the_repository_is_checked_before_the_run(tiny_text):
         load_recipe(tiny_text, ["--hub.push=true", "--run.name=not a name"])
 
 
+def test_the_sources_of_a_mixture_are_configurations_of_a_dataset(hub, write_recipe, text_file, stories_file, tmp_path):
+    sources = [{"path": "text", "data_files": str(text_file)}, {"path": "json", "data_files": str(stories_file)}]
+    recipe = write_recipe(
+        data={"sources": sources, "block_size": 16},
+        tokenizer={"train": {"kind": "char"}},
+        model={"model_type": "nanogpt"},
+        training={"max_steps": 1},
+    )
+    done = run_python("scripts/prepare_data.py", recipe, "--push", "me/data", **hub.environment)
+    assert done.returncode == 0, done.stderr
+    assert b"| stories, train | 36 |" in hub.files("me/data", "datasets")["README.md"]
+    taken = [{"path": "me/data", "name": name, "label": name} for name in ("text", "stories")]
+    options = [f"--data.sources={json.dumps(taken)}", "--tokenizer.train=null", "--training.batch_size=2"]
+    done = run_python("train.py", recipe, *options, **hub.environment, HF_HOME=str(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    assert "eval/loss/stories" in (tmp_path / "outputs" / "tiny" / "metrics.jsonl").read_text()
+
+
 def test_built_data_go_to_the_hub_and_back(hub, tiny_text, tmp_path):
     built = prepare_data(load_recipe(tiny_text))
     done = run_python("scripts/prepare_data.py", tiny_text, "--push", "me/data", **hub.environment)

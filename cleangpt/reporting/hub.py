@@ -13,7 +13,7 @@ import shlex
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import glob
@@ -114,16 +114,20 @@ def _hub() -> Iterator[HfApi]:
         session.timeout = timeout
 
 
-def push_dataset(folder: Path, repo_id: str, private: bool, card: str) -> str:
-    """Publishes built data (see `build_text`) as a dataset, with its tokenizer and `card`, as `push_folder` does."""
+def push_dataset(folders: Mapping[str, Path], repo_id: str, private: bool, card: str) -> str:
+    """Publishes built data (see `build_text`), a configuration a label, with their tokenizer and `card`.
+
+    Raises:
+        ConnectionError: as `push_folder` does.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         readme = Path(temporary, "README.md")
         readme.write_text(card)
-        repo_id = push_folder(
-            folder / "tokenizer", repo_id, private, "Tokenizer and card", {"README.md": readme}, "dataset"
-        )
+        tokenizer = next(iter(folders.values())) / "tokenizer"
+        repo_id = push_folder(tokenizer, repo_id, private, "Tokenizer and card", {"README.md": readme}, "dataset")
     try:
-        datasets.load_from_disk(str(folder)).push_to_hub(repo_id)  # which adds to the card how to read it
+        for label, folder in folders.items():  # which adds to the card how to read it
+            datasets.load_from_disk(str(folder)).push_to_hub(repo_id, label or "default")
     except Exception as error:
         raise ConnectionError(_without_token(error)) from None
     return repo_id

@@ -9,16 +9,20 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import faults
 import pytest
-from conftest import ROOT, read_metrics
+from conftest import LINES, ROOT, read_metrics
+from datasets import load_from_disk
 from pydantic import TypeAdapter
+from transformers import AutoTokenizer
 
 from cleangpt import Stopped, UserError, load_recipe, train
 from cleangpt.files import _seal, is_whole, remove
@@ -434,3 +438,27 @@ def test_mutated_recipes_are_read_or_refused(tmp_path, count):
             refused += 1
             assert all(isinstance(part, str) and part for problem in error.problems for part in problem), text
     assert count / 10 < refused < count
+
+
+def test_where_a_builder_is_killed_the_one_that_waits_builds(tiny_text, tmp_path):
+    """Its workers live on for a while, and what they still write counts for nothing."""
+    text = "".join(f"{i} {LINES[i % 4]}\n" for i in range(60_000))
+    (tmp_path / "long.txt").write_text(text)
+    cache, options = tmp_path / "cache", [f"--data.data_files={tmp_path / 'long.txt'}", "--data.num_proc=2"]
+    command = [sys.executable, "scripts/prepare_data.py", str(tiny_text), *options]
+    start = {"cwd": ROOT, "env": {**os.environ, "HF_DATASETS_CACHE": str(cache)}, "start_new_session": True}
+    first = subprocess.Popen(command, **start)
+    while not list(cache.glob("cleangpt/building-*/train/*")):
+        assert first.poll() is None
+        time.sleep(0.01)
+    second = subprocess.Popen(command, **start, stdout=subprocess.PIPE, text=True)
+    time.sleep(0.5)
+    first.kill()
+    opened = re.search(r'load_from_disk\("(.+)"\)', second.communicate(timeout=WAIT)[0])[1]
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(first.pid, signal.SIGKILL)
+    tokenizer = AutoTokenizer.from_pretrained(Path(opened, "tokenizer"))
+    splits = load_from_disk(opened)
+    written = "".join(tokenizer.decode(row) for name in ("train", "validation") for row in splits[name]["input_ids"])
+    assert written == text
+    assert not list(cache.glob("cleangpt/building-*"))

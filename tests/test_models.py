@@ -10,6 +10,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -19,6 +20,8 @@ from transformers import (
 )
 
 from cleangpt import NanoGPTConfig, NanoGPTForCausalLM, NanoLlamaConfig, NanoLlamaForCausalLM
+from cleangpt.models.nanogpt import generation
+from cleangpt.models.nanollama import generation as nanollama_generation
 
 TINY = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 TINY |= {"max_position_embeddings": 32, "initializer_range": 0.2}  # wide weights, so that mistakes show
@@ -35,6 +38,9 @@ def nanollama(**options) -> NanoLlamaForCausalLM:
 
 
 MODELS = pytest.mark.parametrize("make", [nanogpt, nanollama])
+
+
+ROOMY = {nanogpt: generation.RoomyLayer, nanollama: nanollama_generation.RoomyLayer}
 
 
 def random_ids(rows: int = 2, time: int = 10) -> torch.Tensor:
@@ -174,6 +180,50 @@ def test_greedy_tokens_are_the_same_with_and_without_cache(make):
 
 
 @MODELS
+def test_a_cache_that_grows_in_place_gives_the_same_tokens(make, monkeypatch):
+    """Greedily and with beams, which move the rows of the cache; room for 3 tokens at a time."""
+    model = make(pad_token_id=0)
+    monkeypatch.setattr(sys.modules[ROOMY[make].__module__], "ROOM", 3)
+    for options in ({}, {"num_beams": 3}):
+        options |= {"max_new_tokens": 12, "do_sample": False, "return_dict_in_generate": True}
+        written = model.generate(random_ids(), **options)
+        theirs = model.generate(random_ids(), past_key_values=DynamicCache(config=model.config), **options)
+        assert torch.equal(written.sequences, theirs.sequences)
+        assert all(type(layer) is ROOMY[make] for layer in written.past_key_values.layers)
+
+
+@MODELS
+def test_a_cache_that_grows_in_place_keeps_gradients(make):
+    model = make()
+    gradients = []
+    for layers in (None, [ROOMY[make](), ROOMY[make]()]):
+        model.zero_grad()
+        cache = DynamicCache(config=model.config)
+        cache.layers = layers or cache.layers
+        with torch.no_grad():
+            model(random_ids(), past_key_values=cache, use_cache=True)
+        for _ in range(2):
+            logits = model(random_ids(time=3), past_key_values=cache, use_cache=True).logits
+        logits.square().mean().backward()
+        gradients.append([weight.grad for weight in model.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+def test_products_of_onednn_are_those_of_torch():
+    layer = generation.Linear(512, 1024).eval()
+    states = torch.randn(2, 3, 512)
+    expected = layer(states)
+    assert (
+        torch.equal(expected, torch.nn.functional.linear(states, layer.weight, layer.bias)) and expected.requires_grad
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(layer(states), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(layer.double()(states.double()).float(), expected, atol=1e-5, rtol=0)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer.float()(states).dtype is torch.bfloat16
+
+
+@MODELS
 def test_a_batch_padded_on_the_left_continues_as_each_prompt_alone(make):
     model = make(pad_token_id=0)
     short, long = random_ids(1, 4)[0], random_ids(1, 9)[0]
@@ -286,3 +336,5 @@ def test_the_two_model_files_stay_aligned():
         classes = [line.split()[1].split("(")[0].rstrip(":") for line in text.splitlines() if line.startswith("class ")]
         names.append([cls.removeprefix(prefix) for cls in classes if "Norm" not in cls and "Rotary" not in cls])
     assert names[0] == names[1]
+    one, other = (ROOT / f"cleangpt/models/{name}/generation.py" for name in ("nanogpt", "nanollama"))
+    assert one.read_text() == other.read_text()

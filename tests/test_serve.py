@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -86,6 +87,16 @@ def test_a_chat_longer_than_the_model_still_gets_an_answer(server, exported):
     text = "The quick brown fox jumps over the lazy dog. " * 20
     options = {"temperature": 0, "max_tokens": 32}
     assert ask(server, exported["gpt2"], text, **options) == ask(server, exported["gpt2"], text[-32:], **options)
+
+
+@needs("fastapi", "uvicorn", "openai")
+def test_without_max_tokens_a_request_brings_its_own_generation_config(server, exported):
+    """`serve` raises the export's `max_new_tokens` to 1,024, which 64 learned positions cannot hold."""
+    with pytest.raises(urllib.error.HTTPError, match="500"):
+        ask(server, exported["gpt2"], temperature=0)
+    own = json.dumps({"max_new_tokens": 16, "do_sample": False})
+    answer = ask(server, exported["gpt2"], generation_config=own)
+    assert answer and answer == ask(server, exported["gpt2"], temperature=0, max_tokens=16)
 
 
 @needs("fastapi", "uvicorn", "openai")

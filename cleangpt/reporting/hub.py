@@ -33,7 +33,7 @@ RUN_FILES = ("recipe.yaml", "metrics.jsonl")  # in the run's folder, published w
 # All that a saved model may consist of: a push deletes what a model of another kind left behind.
 MODEL_FILES = re.compile(
     r"(config|generation_config|manifest|special_tokens_map|tokenizer\w*|vocab)\.json|merges\.txt|chat_template\.jinja"
-    r"|model.*\.safetensors(\.index\.json)?|(configuration|modeling)_\w+\.py|curves\.png"
+    r"|model.*\.safetensors(\.index\.json)?|(configuration|modeling)_\w+\.py|generation\.py|curves\.png"
 )
 
 

@@ -1,6 +1,7 @@
 """Writing 256 tokens with 10.7M parameters: ours beside transformers' GPT-2 and nanoGPT's `generate` (`--nanogpt DIR`).
 
-Weights are random and equal: ours and GPT-2's are exports of each other, and nanoGPT's are ours by name.
+With `--model_type nanollama` beside its Llama. Weights are random and equal: transformers' are exports of
+ours, and nanoGPT's are ours by name.
 """
 
 import argparse
@@ -11,15 +12,16 @@ from pathlib import Path
 
 import torch
 
-from cleangpt import NanoGPTConfig, NanoGPTForCausalLM
+from cleangpt import NanoGPTConfig, NanoGPTForCausalLM, NanoLlamaConfig, NanoLlamaForCausalLM
 from cleangpt.models.convert import to_native
 
-SHAPE = {"vocab_size": 65, "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "bias": False}
+SHAPE = {"vocab_size": 65, "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6}
 TOKENS = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nanogpt", type=Path, help="a clone of nanoGPT, to measure beside")
+    parser.add_argument("--model_type", choices=["nanogpt", "nanollama"], default="nanogpt")
     parser.add_argument("--batch_sizes", type=int, nargs="*", default=[1, 64], help="texts written at once [1 64]")
 
 
@@ -27,11 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, dict[str, list[float]]]]:
     """Tokens a second of each side, one figure a round."""
     torch.manual_seed(0)
-    model = NanoGPTForCausalLM(NanoGPTConfig(max_position_embeddings=TOKENS, **SHAPE)).eval()
+    if arguments.model_type == "nanogpt":
+        model = NanoGPTForCausalLM(NanoGPTConfig(max_position_embeddings=TOKENS, bias=False, **SHAPE)).eval()
+    else:
+        model = NanoLlamaForCausalLM(NanoLlamaConfig(max_position_embeddings=TOKENS, **SHAPE)).eval()
+    native = to_native(model)
     for batch_size in arguments.batch_sizes:
         start = torch.ones(batch_size, 1, dtype=torch.long)
-        sides = {"transformers, gpt2": writer(to_native(model), start), "ours": writer(model, start)}
-        if arguments.nanogpt:
+        sides = {f"transformers, {native.config.model_type}": writer(native, start), "ours": writer(model, start)}
+        if arguments.nanogpt and arguments.model_type == "nanogpt":
             sides = {"nanoGPT": nanogpt_writer(arguments.nanogpt, model, start), **sides}
         figures = {name: [] for name in sides}
         for side in sides.values():  # what happens once, and the same for all

@@ -11,19 +11,20 @@ class NanoGPTConfig(PreTrainedConfig):
     r"""Every key can be exported to a plain `gpt2`; nanoGPT's names (`n_embd`, `n_layer`, `n_head`, `n_positions`,
     `block_size`, `n_inner`) are accepted too.
 
-    vocab_size (`int`): number of token ids.
-    hidden_size (`int`): width of the residual stream, a multiple of `num_attention_heads`.
-    num_hidden_layers (`int`): number of blocks.
-    num_attention_heads (`int`): attention heads in a block.
-    intermediate_size (`int`, *optional*): width inside the MLP; by default 4 x `hidden_size`.
-    max_position_embeddings (`int`): the longest sequence, in tokens; each position has a learned vector.
-    activation_function (`str`): `gelu` (exact, as in nanoGPT) or `gelu_new` (tanh approximation, as in GPT-2).
-    bias (`bool`): biases in every linear layer and LayerNorm, as in GPT-2; a little faster and better without.
-    dropout (`float`): rate after the embeddings and on both residual branches.
-    attention_dropout (`float`, *optional*): rate on the attention weights; by default that of `dropout`.
-    layer_norm_epsilon (`float`): added to the variance in LayerNorm.
-    initializer_range (`float`): standard deviation of the initial weights, see `NanoGPTPreTrainedModel`.
-    tie_word_embeddings (`bool`): the head shares the token embedding's matrix, as in GPT-2.
+    Attributes:
+        vocab_size (int): number of token ids.
+        hidden_size (int): width of the residual stream, a multiple of `num_attention_heads`.
+        num_hidden_layers (int): number of blocks.
+        num_attention_heads (int): attention heads in a block.
+        intermediate_size (int | None): width inside the MLP; by default 4 x `hidden_size`.
+        max_position_embeddings (int): the longest sequence, in tokens; each position has a learned vector.
+        activation_function (str): `gelu` (exact, as in nanoGPT) or `gelu_new` (tanh approximation, as in GPT-2).
+        bias (bool): biases in every linear layer and LayerNorm, as in GPT-2; a little faster and better without.
+        dropout (float): rate (0 to below 1) after the embeddings and on both residual branches.
+        attention_dropout (float | None): rate (0 to below 1) on the attention weights; by default that of `dropout`.
+        layer_norm_epsilon (float): added to the variance in LayerNorm.
+        initializer_range (float): standard deviation of the initial weights, see `NanoGPTPreTrainedModel`.
+        tie_word_embeddings (bool): the head shares the token embedding's matrix, as in GPT-2.
 
     ```python
     >>> model = NanoGPTForCausalLM(NanoGPTConfig(vocab_size=65, n_layer=4, n_head=4, n_embd=128, block_size=64))

@@ -8,7 +8,6 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -19,14 +18,15 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_nanogpt import NanoGPTConfig
+from .generation import Linear, RoomyGenerationMixin
 
 
 def check_range(name: str, ids: torch.Tensor, size: int) -> None:
     """Rejects ids that an embedding of `size` rows lacks; only on a CPU, since a GPU would have to synchronise."""
     if type(ids) is torch.Tensor and ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling():
-        smallest, largest = ids.aminmax()
+        smallest, largest = (bound.item() for bound in ids.aminmax())
         if smallest < 0 or largest >= size:
-            raise ValueError(f"{name}: expected 0 to {size - 1}, got {smallest.item()} to {largest.item()}")
+            raise ValueError(f"{name}: expected 0 to {size - 1}, got {smallest} to {largest}")
 
 
 def eager_attention_forward(
@@ -61,8 +61,8 @@ class NanoGPTAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
-        self.c_attn = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.bias)
-        self.c_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+        self.c_attn = Linear(config.hidden_size, 3 * config.hidden_size, bias=config.bias)
+        self.c_proj = Linear(config.hidden_size, config.hidden_size, bias=config.bias)
         self.c_proj.ends_branch = True
         self.resid_dropout = nn.Dropout(config.dropout)
 
@@ -97,8 +97,8 @@ class NanoGPTMLP(nn.Module):
 
     def __init__(self, config: NanoGPTConfig):
         super().__init__()
-        self.c_fc = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
-        self.c_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.bias)
+        self.c_fc = Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
+        self.c_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.bias)
         self.c_proj.ends_branch = True
         self.act = ACT2FN[config.activation_function]
         self.dropout = nn.Dropout(config.dropout)
@@ -226,7 +226,7 @@ class NanoGPTModel(NanoGPTPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
 
-class NanoGPTForCausalLM(NanoGPTPreTrainedModel, GenerationMixin):
+class NanoGPTForCausalLM(NanoGPTPreTrainedModel, RoomyGenerationMixin):
     """NanoGPT with a language modelling head."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
@@ -237,7 +237,7 @@ class NanoGPTForCausalLM(NanoGPTPreTrainedModel, GenerationMixin):
     def __init__(self, config: NanoGPTConfig):
         super().__init__(config)
         self.transformer = NanoGPTModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @can_return_tuple

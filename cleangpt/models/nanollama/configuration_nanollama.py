@@ -10,21 +10,22 @@ class NanoLlamaConfig(PreTrainedConfig):
     r"""Every key can be exported to a plain `llama` (`qwen3` with `use_qk_norm`); nanoGPT's names (`n_embd`, `n_layer`,
     `n_head`, `n_positions`, `block_size`, `n_inner`) are accepted too.
 
-    vocab_size (`int`): number of token ids.
-    hidden_size (`int`): width of the residual stream, a multiple of `num_attention_heads`.
-    num_hidden_layers (`int`): number of blocks.
-    num_attention_heads (`int`): query heads in a block.
-    num_key_value_heads (`int`, *optional*): key and value heads, each shared by a group of query heads
-        (grouped-query attention, arXiv 2305.13245); by default `num_attention_heads`.
-    intermediate_size (`int`, *optional*): width inside the SwiGLU; by default 8/3 x `hidden_size`, rounded up to a
-        multiple of 64, which gives its three matrices as many weights as the two of a GPT-2.
-    max_position_embeddings (`int`): the longest sequence trained on, in tokens.
-    rope_parameters (`dict`, *optional*): rotary embedding (arXiv 2104.09864); by default `rope_theta` is 10,000.
-    use_qk_norm (`bool`): RMSNorm on each head's queries and keys, as in Qwen3; more stable at high learning rates.
-    attention_dropout (`float`): rate on the attention weights.
-    rms_norm_eps (`float`): added to the mean square in RMSNorm.
-    initializer_range (`float`): standard deviation of the initial weights, see `NanoLlamaPreTrainedModel`.
-    tie_word_embeddings (`bool`): the head shares the token embedding's matrix.
+    Attributes:
+        vocab_size (int): number of token ids.
+        hidden_size (int): width of the residual stream, a multiple of `num_attention_heads`.
+        num_hidden_layers (int): number of blocks.
+        num_attention_heads (int): query heads in a block.
+        num_key_value_heads (int | None): key and value heads, each shared by a group of query heads
+            (grouped-query attention, arXiv 2305.13245); by default `num_attention_heads`.
+        intermediate_size (int | None): width inside the SwiGLU; by default 8/3 x `hidden_size`, rounded up to a
+            multiple of 64, which gives its three matrices as many weights as the two of a GPT-2.
+        max_position_embeddings (int): the longest sequence trained on, in tokens.
+        rope_parameters (dict | None): rotary embedding (arXiv 2104.09864); by default `rope_theta` is 10,000.
+        use_qk_norm (bool): RMSNorm on each head's queries and keys, as in Qwen3; more stable at high learning rates.
+        attention_dropout (float): rate (0 to below 1) on the attention weights.
+        rms_norm_eps (float): added to the mean square in RMSNorm.
+        initializer_range (float): standard deviation of the initial weights, see `NanoLlamaPreTrainedModel`.
+        tie_word_embeddings (bool): the head shares the token embedding's matrix.
 
     ```python
     >>> model = NanoLlamaForCausalLM(NanoLlamaConfig(vocab_size=65, n_layer=4, n_head=4, n_embd=128, block_size=64))

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -22,6 +21,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_nanollama import NanoLlamaConfig
+from .generation import Linear, RoomyGenerationMixin
 
 
 class NanoLlamaRMSNorm(nn.Module):
@@ -67,22 +67,22 @@ class NanoLlamaRotaryEmbedding(nn.Module):
         angles = position_ids[..., None].float() * self.inv_freq.to(hidden_states.device)  # (batch, time, head_dim / 2)
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)  # (batch, time, head_dim)
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (batch, 1, time, head_dim), the same for all heads
         return cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotates each pair (i, i + head_dim / 2) of `states` (batch, heads, time, head_dim) by its angle."""
-    # (batch, 1, time, head_dim), in bf16 if autocast made the states bf16: twice as fast
-    cos, sin = cos.unsqueeze(1).to(states.dtype), sin.unsqueeze(1).to(states.dtype)
+    cos, sin = cos.to(states.dtype), sin.to(states.dtype)  # bf16 if autocast made the states bf16: twice as fast
     return states * cos + states.roll(states.shape[-1] // 2, dims=-1) * sin
 
 
 def check_range(name: str, ids: torch.Tensor, size: int) -> None:
     """Rejects ids that an embedding of `size` rows lacks; only on a CPU, since a GPU would have to synchronise."""
     if type(ids) is torch.Tensor and ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling():
-        smallest, largest = ids.aminmax()
+        smallest, largest = (bound.item() for bound in ids.aminmax())
         if smallest < 0 or largest >= size:
-            raise ValueError(f"{name}: expected 0 to {size - 1}, got {smallest.item()} to {largest.item()}")
+            raise ValueError(f"{name}: expected 0 to {size - 1}, got {smallest} to {largest}")
 
 
 def eager_attention_forward(
@@ -120,10 +120,10 @@ class NanoLlamaAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
-        self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, config.num_attention_heads * self.head_dim, bias=False)
+        self.k_proj = Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
+        self.v_proj = Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
+        self.o_proj = Linear(config.num_attention_heads * self.head_dim, config.hidden_size, bias=False)
         self.o_proj.ends_branch = True
         self.q_norm = NanoLlamaRMSNorm(self.head_dim, config.rms_norm_eps) if config.use_qk_norm else nn.Identity()
         self.k_norm = NanoLlamaRMSNorm(self.head_dim, config.rms_norm_eps) if config.use_qk_norm else nn.Identity()
@@ -161,9 +161,9 @@ class NanoLlamaMLP(nn.Module):
 
     def __init__(self, config: NanoLlamaConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.down_proj.ends_branch = True
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -285,7 +285,7 @@ class NanoLlamaModel(NanoLlamaPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
 
-class NanoLlamaForCausalLM(NanoLlamaPreTrainedModel, GenerationMixin):
+class NanoLlamaForCausalLM(NanoLlamaPreTrainedModel, RoomyGenerationMixin):
     """NanoLlama with a language modelling head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -296,7 +296,7 @@ class NanoLlamaForCausalLM(NanoLlamaPreTrainedModel, GenerationMixin):
     def __init__(self, config: NanoLlamaConfig):
         super().__init__(config)
         self.model = NanoLlamaModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @can_return_tuple

@@ -30,7 +30,7 @@ soak: $(INSTALLED) .venv/$(TRANSFORMERS)
 	$(BIN)/python -m pytest -m soak
 
 .venv/extras: $(INSTALLED)
-	$(INSTALL) ".[clients,trackers,demo,docs]"
+	$(INSTALL) ".[clients,trackers,demo,docs,slurm]"
 	@touch $@
 
 # Clients that need transformers 4 have an environment of their own.

@@ -36,6 +36,7 @@ setup(
         "pyyaml>=6",
         "tqdm>=4.67",
         "matplotlib>=3.9,<4",
+        "scipy>=1.15,<2",
     ],
     extras_require={
         "dev": [
@@ -58,6 +59,7 @@ setup(
             "transformers[serving]",
         ],
         "trackers": ["trackio>=0.43", "tensorboard>=2.21"],
+        "slurm": ["submitit>=1.5"],
         "demo": ["gradio>=6.31,<7"],
         "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1", "nbclient>=0.10", "ipykernel>=7"],
     },

@@ -9,7 +9,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -55,19 +55,46 @@ def cpu_quota(groups: str, root: Path) -> float:
     `root` is where cgroups are mounted: version 2 at its top, of version 1 one folder for each controller.
     """
     quotas = [math.inf]
+    for folder, is_v1 in _cgroups(groups, root):
+        with contextlib.suppress(OSError, ValueError):  # no such file here, or "max"
+            if is_v1:
+                quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            else:
+                quota, period = map(int, (folder / "cpu.max").read_text().split())
+            quotas += [quota / period] if quota > 0 else []  # -1: no limit
+    return min(quotas)
+
+
+def memory_quota(groups: str, root: Path) -> float:
+    """Bytes that cgroups, as in `cpu_quota`, still grant; what they hold of files can be dropped and counts as free."""
+    quotas = [math.inf]
+    for folder, is_v1 in _cgroups(groups, root):
+        names = ("limit_in_bytes", "usage_in_bytes") if is_v1 else ("max", "current")
+        with contextlib.suppress(OSError, ValueError):
+            limit, used = (int((folder / f"memory.{name}").read_text()) for name in names)
+            counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            quotas.append(limit - used + int(counts["total_inactive_file" if is_v1 else "inactive_file"]))
+    return min(quotas)
+
+
+def _cgroups(groups: str, root: Path) -> Iterator[tuple[Path, bool]]:
+    """The folders of cgroups and of those above them, and whether they are of version 1."""
     for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
         mount = root / controllers
         for folder in (mount / path.lstrip("/"), *(mount / path.lstrip("/")).parents):
-            with contextlib.suppress(OSError, ValueError):  # no such file here, or "max"
-                if controllers:
-                    quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-                else:
-                    quota, period = map(int, (folder / "cpu.max").read_text().split())
-                quotas += [quota / period] if quota > 0 else []  # -1: no limit
+            yield folder, bool(controllers)
             if folder == mount:
                 break
-    return min(quotas)
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that are free on a GPU, or that a process on the CPU may still take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    groups = Path("/proc/self/cgroup")
+    quota = memory_quota(groups.read_text() if groups.exists() else "", Path("/sys/fs/cgroup"))
+    return min(psutil.virtual_memory().available, quota)
 
 
 def seed_device(seed: int, device: torch.device) -> None:

@@ -1,9 +1,7 @@
 """What a recipe would cost, before it runs: parameters, tokens, FLOPs, memory, disk, time, and what looks wrong.
 
-    recipe ──> data ──> two steps on fake tensors  ──> memory
-                        ten steps on this machine  ──> time
-
-A fake tensor has a shape and no content: steps on fake tensors compute nothing, yet every allocation is tracked.
+recipe ──> data ──> two steps on fake tensors  ──> memory
+                    ten steps on this machine  ──> time
 """
 
 import contextlib
@@ -16,46 +14,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas
-import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .data.arithmetic import ArithmeticSplit
 from .data.mixture import texts_of
-from .data.prepare import PreparedData, prepare_data
+from .data.prepare import prepare_data
 from .data.splits import Split
 from .evaluation.evaluate import MAX_GRADED, evaluate
 from .hardware import default_device
-from .models.build import config_for
-from .models.loss import in_parts, nats, nats_in_parts
 from .models.statistics import flops_per_token
 from .recipe import schedules
 from .recipe.keys import Recipe, Schedules
 from .training.launch import join_processes
-from .training.optim import apply_updates, build_optimizers
+from .training.memory import CPU, Memory, choose_micro_batch, simulate
 from .training.run_folder import Start
 from .training.setup import build_run, resolve
 from .training.step import accumulate, update
-
-CPU = torch.device("cpu")
-# A CPU process grows by 1 to 1.6 times the peak, measured at 12 shapes: glibc's heap keeps holes between its tensors.
-CPU_GROWTH = 1.6
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes in one process. The parts do not add up to the peaks: gradients appear as activations are freed."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-    """What the forward pass keeps for the backward pass, logits included."""
-    peak: int
-    """The most in use at once in a step."""
-    evaluation_peak: int
-    """The most in use at once in an evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +71,12 @@ def make_plan(recipe: Recipe, num_processes: int = 1) -> Plan:
         UserError: as training would, for data or a model that cannot be had.
     """
     recipe, data = resolve(recipe.model_copy(update={"branched_from": None}))
+    recipe = choose_micro_batch(recipe, data, num_processes)
     split, keep = data.splits["train"], recipe.checkpoint.keep_last + recipe.checkpoint.keep_best
     batches = schedules.sequences_per_step(recipe)
     share = math.ceil(batches.max() / num_processes)
-    micro_batch = min(recipe.training.micro_batch_size or share, share)
+    rows = recipe.training.micro_batch_size
+    micro_batch = min(rows, share) if isinstance(rows, int) else share
     model, ddp, fsdp = simulate(recipe, data, micro_batch, math.ceil(share / micro_batch), num_processes)
     sequences, parameters = int(batches.sum()), model.num_parameters()
     sample = np.arange(min(len(split), 1000))
@@ -124,63 +100,6 @@ def make_plan(recipe: Recipe, num_processes: int = 1) -> Plan:
         disk=(keep + 1) * (4 * parameters + ddp.optimizer) + 2 * 4 * parameters,
         warnings=find_warnings(recipe, split, model, max([epochs, *source_epochs.values()])),
     )
-
-
-def simulate(
-    recipe: Recipe, data: PreparedData, micro_batch: int, micro_steps: int, num_processes: int
-) -> tuple[PreTrainedModel, Memory, Memory]:
-    """Trains and evaluates on fake tensors, with `micro_steps` micro-steps of `micro_batch` sequences in a step.
-
-    Returns:
-        The model, memory under DDP, and memory under FSDP.
-    """
-    length, validation = data.splits["train"].sequence_length, data.splits["validation"]
-    config, attention = config_for(recipe.model, data.tokenizer, length), recipe.model.get("attn_implementation")
-    step, evaluation = MemTracker(), MemTracker()
-    with FakeTensorMode():
-        with step:
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
-            optimizers = build_optimizers(recipe.optimizer, model)
-            for _ in range(2):  # only the second step finds optimizer state
-                for _ in range(min(micro_steps, 2)):  # only the second micro-step finds gradients
-                    step.reset_mod_stats()
-                    loss = fake_loss(recipe, model.train(), micro_batch, length)
-                    forward = step.get_tracker_snapshot()[CPU]
-                    loss.backward()
-                apply_updates(optimizers, torch.tensor(True))
-        evaluation.track_external(model, *optimizers)
-        with evaluation, torch.no_grad():
-            rows = min(recipe.evaluation.batch_size, len(validation))
-            fake_loss(recipe, model.eval(), rows, validation.sequence_length)
-    weights, state, activations = (forward[kind] for kind in ("Parameter", "Optstate", "Activation"))
-    peak, evaluation_peak = (tracker.get_tracker_snapshot("peak")[CPU]["Total"] for tracker in (step, evaluation))
-    if num_processes > 1 and micro_steps == 1:
-        peak += weights  # the buckets in which processes average gradients stay allocated
-    if default_device() == CPU:
-        peak += weights + state  # the copy from which a checkpoint is written while training continues
-    ddp = Memory(weights, weights, state, activations, peak, evaluation_peak)
-    if num_processes == 1:
-        return model, ddp, ddp
-    gathered, shard, state_shard = gathered_bytes(model), weights // num_processes, state // num_processes
-    evaluation_peak += gathered - (weights - shard) - (state - state_shard)
-    peak += gathered - 2 * (weights - shard) - (state - state_shard)
-    return model, ddp, Memory(shard, shard, state_shard, activations + gathered, peak, evaluation_peak)
-
-
-def fake_loss(recipe: Recipe, model: PreTrainedModel, rows: int, length: int) -> torch.Tensor:
-    """The loss of a batch (rows, length) in the precision of the run, within `FakeTensorMode`."""
-    precision, ids = recipe.training.mixed_precision, torch.zeros(rows, length, dtype=torch.int64)
-    with torch.autocast("cpu", torch.float16 if precision == "fp16" else torch.bfloat16, enabled=precision != "no"):
-        if in_parts(model, precision, default_device(), sharded=False):
-            return nats_in_parts(model, model.get_output_embeddings().weight, {"input_ids": ids}, ids)
-        return nats(model, {"input_ids": ids}, ids)
-
-
-def gathered_bytes(model: PreTrainedModel) -> int:
-    """Bytes of weights that FSDP gathers for use: those outside the blocks, and two blocks, the next one in advance."""
-    blocks = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
-    sizes = [sum(weight.nbytes for weight in block.parameters()) for block in blocks] or [0]
-    return sum(weight.nbytes for weight in model.parameters()) - sum(sizes) + 2 * max(sizes)
 
 
 def usual_lr(parameters: int) -> float:

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from cleangpt import UserError
 from cleangpt.errors import exit_code
 from cleangpt.hardware import default_device
-from cleangpt.plan import CPU_GROWTH, Memory, Plan, make_plan, measure_time
+from cleangpt.plan import Plan, make_plan, measure_time
 from cleangpt.recipe.keys import Recipe
 from cleangpt.recipe.reading import load_recipe
 from cleangpt.recipe.schedules import at
+from cleangpt.training.memory import CPU_GROWTH, Memory
 
 
 def main() -> None:

@@ -9,7 +9,15 @@ import torch
 from conftest import run_command
 
 from cleangpt import hardware
-from cleangpt.hardware import choose_precision, count_threads, cpu_quota, default_device, peak_flops, peak_memory
+from cleangpt.hardware import (
+    choose_precision,
+    count_threads,
+    cpu_quota,
+    default_device,
+    memory_quota,
+    peak_flops,
+    peak_memory,
+)
 
 BIN = Path(sys.executable).parent
 GROUPS = Path("/proc/self/cgroup").read_text() if Path("/proc/self/cgroup").exists() else ""
@@ -90,6 +98,33 @@ def test_cgroups_of_both_versions(groups, files, quota, tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
     assert cpu_quota(groups, tmp_path) == quota
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "quota"),
+    [
+        (
+            "0::/a\n",
+            {"a/memory.max": "1000", "a/memory.current": "700", "a/memory.stat": "anon 500\ninactive_file 200"},
+            500,
+        ),
+        ("0::/a\n", {"a/memory.max": "max", "a/memory.current": "700"}, float("inf")),
+        (
+            "4:memory:/a\n5:cpu:/a\n",
+            {
+                "memory/a/memory.limit_in_bytes": "1000",
+                "memory/a/memory.usage_in_bytes": "600",
+                "memory/a/memory.stat": "inactive_file 5\ntotal_inactive_file 50",
+            },
+            450,
+        ),
+    ],
+)
+def test_memory_is_what_the_container_still_grants(groups, files, quota, tmp_path):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert memory_quota(groups, tmp_path) == quota
 
 
 @pytest.mark.parametrize(("quota", "threads"), [(0.5, 1), (1.9, 1), (10**6, CORES)])

@@ -20,11 +20,11 @@ FLOORS = [
     {"evaluation": ["metrics", "evaluate", "writing", "grading"]},
     {
         "training": [
-            *("signals", "launch", "checkpoint", "run_folder", "optim"),
-            *("run", "seeds", "step", "boundary", "setup", "loop"),
+            *("signals", "launch", "checkpoint", "run_folder", "optim", "memory"),
+            *("noise", "run", "seeds", "step", "boundary", "setup", "loop"),
         ]
     },
-    {"top": ["plan"]},
+    {"top": ["plan", "sweep"]},
 ]
 HEIGHT = {
     (f"{room}.{module}" if room not in ("ground", "top") else module): (floor, room, place)

@@ -11,7 +11,10 @@ import torch
 from conftest import ROOT, read_metrics, run_python
 
 from cleangpt import UserError, load_recipe, train
-from cleangpt.plan import CPU_GROWTH, make_plan, measure_time, usual_lr
+from cleangpt.data.prepare import prepare_data
+from cleangpt.plan import make_plan, measure_time, usual_lr
+from cleangpt.training import memory
+from cleangpt.training.memory import CPU_GROWTH
 
 GROWING = [f"--schedule.accumulation.{key}" for key in ("style=linear", "begin=1", "end=3")]
 
@@ -159,3 +162,20 @@ def test_memory_is_what_a_process_grows_by(recipe, precision, text_file, tmp_pat
     copy = memory.weights + memory.optimizer  # for a checkpoint; it may be gone by the peak
     assert memory.peak - copy < without_holes < 1.05 * memory.peak
     assert memory.peak < with_holes < CPU_GROWTH * memory.peak
+
+
+def test_a_micro_batch_is_chosen_by_the_memory_once(tiny_text, monkeypatch):
+    options = ["--training.batch_size=16", "--training.micro_batch_size=auto", "--training.max_steps=3"]
+    recipe = load_recipe(tiny_text, options)
+    assert make_plan(recipe).micro_batch == 16
+    peak = make_plan(load_recipe(tiny_text, [*options, "--training.micro_batch_size=4"])).ddp.peak
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1.01 * CPU_GROWTH * peak)
+    assert make_plan(recipe).micro_batch == 4
+    train(recipe)
+    monkeypatch.undo()  # more memory does not change the run
+    saved = load_recipe(recipe.folder / "recipe.yaml")
+    assert saved.training.micro_batch_size == 4
+    data = prepare_data(saved)
+    assert memory.choose_micro_batch(recipe, data, 1, saved).training.micro_batch_size == 4
+    monkeypatch.setattr(memory, "free_memory", lambda device: 0)
+    assert memory.choose_micro_batch(recipe, data, 1).training.micro_batch_size == 1

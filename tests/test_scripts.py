@@ -235,3 +235,22 @@ print(writer("The fox"), writer("The fox", max_new_tokens=5))
 """
     done = run_python("-c", code)
     assert done.returncode == 0 and "max_" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "largest"),
+    [
+        (["--model.intermediate_size=8192"], "MLP"),
+        (["--model.hidden_size=256", "--model.intermediate_size=1", "--data.block_size=32"], "attention"),
+        (["--data.block_size=1", "--training.batch_size=1", "--optimizer.name=muon"], "optimizer"),
+    ],
+)
+def test_a_profile_finds_what_takes_the_time(options, largest, tiny_text, tmp_path, call_script):
+    trace = tmp_path / "trace.json"
+    code, out, _ = call_script("profile_run.py", tiny_text, "--trace", trace, *options)
+    shares = {line[:22].strip(): float(line[22:33]) for line in out.splitlines()[1:-2]}
+    assert code == 0 and max(shares, key=shares.get) == largest and min(shares.values()) > 0
+    assert list(shares) == [*("attention", "MLP", "embeddings and norms", "head and loss", "optimizer", "data", "loop")]
+    names = [event.get("name") for event in json.loads(trace.read_text())["traceEvents"]]
+    assert names.count("optimizer") == names.count("data") == 6
+    assert not (tmp_path / "outputs").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, needs, run_python
 from test_distributed import assert_same_runs
 from test_machines import CORES, LONG, train_on_one
 
@@ -132,3 +132,15 @@ def test_a_job_that_cannot_run_fails_and_is_not_requeued(slurm, tiny_text, tmp_p
     wait_until(lambda: describe(job)["JobState"] == "FAILED", log)
     assert describe(job)["Restarts"] == "0"
     assert "error: training.batch_size: expected a multiple of the 2 processes, got 5" in log.read_text()
+
+
+@needs("submitit", extra="slurm")
+def test_a_sweep_runs_as_jobs_and_finds_them_again(slurm, tiny_text, tmp_path):
+    sweep = ["scripts/sweep.py", tiny_text, "--grid", "optimizer.lr=1e-2,3e-2", "--seeds=2", "--slurm"]
+    first = run_python(*sweep, "cpus_per_task=1", "timeout_min=9", "slurm_partition=all")
+    assert first.returncode == 0, first.stderr
+    assert "4/4 " in first.stdout and "p = " in first.stdout
+    assert len([*(tmp_path / "outputs" / "tiny-sweep" / "slurm").glob("*_result.pkl")]) == 4
+    assert "4 runs, 0 of them to be trained" in run_python(*sweep).stdout
+    wrong = run_python(*sweep, "slurm_partition=none", "--run.name=other")
+    assert wrong.returncode == 2 and "error: --slurm: sbatch: error: invalid partition" in wrong.stderr

@@ -58,10 +58,13 @@ def same_weights(one, other) -> bool:
 
 
 def test_two_optimizers_under_a_scaler_train_as_without(tiny_text, scaler):
-    train(plain := load_recipe(tiny_text, [*OPTIONS, "--run.name=plain"]))
+    options = [*OPTIONS, "--training.micro_batch_size=2", "--tracking.gradient_noise=true"]
+    train(plain := load_recipe(tiny_text, [*options, "--run.name=plain"]))
     scaler(2.0**16)
-    train(scaled := load_recipe(tiny_text, [*OPTIONS, "--run.name=scaled"]))
+    train(scaled := load_recipe(tiny_text, [*options, "--run.name=scaled"]))
     assert losses(scaled.folder) == losses(plain.folder)
+    noise = [[line.get("gradient_noise") for line in read_metrics(run.folder)] for run in (plain, scaled)]
+    assert noise[0] == noise[1] and any(noise[0])
     assert same_weights(scaled.folder / "final", plain.folder / "final")
 
 

@@ -89,6 +89,13 @@ class Loader:
             row[mine] = self.orders[i].rows(int(row[mine][0]), int(row[mine][-1]) + 1)  # they follow one another
         return self.split.number(source, row)
 
+    def shares(self, step: int) -> tuple[int, float]:
+        """The rows of `step` over all processes, and the sum of the squares of its micro-steps' shares in them."""
+        rows, share = int(self.ends[step] - self.ends[step - 1]), self.share
+        parts = [len(part) for part in np.array_split(np.arange(rows), share.num_processes)]
+        size = share.micro_batch_size or rows
+        return rows, sum((min(size, part - i) / rows) ** 2 for part in parts for i in range(0, part, size))
+
     def batch(self, step: int) -> Batch:
         """This process's share of `step`, cut into micro-steps."""
         if self.reader is None:

@@ -221,8 +221,9 @@ def _check_training(recipe: Recipe) -> Mistakes:
     training, name = recipe.training, recipe.run.name or ""
     if (training.max_steps is None) == (training.max_epochs is None):
         yield ["training.max_steps", "training.max_epochs"], "expected one of max_steps and max_epochs, the other null"
-    if training.micro_batch_size is not None and training.micro_batch_size > training.batch_size:
-        message = f"expected at most batch_size {training.batch_size}, got {training.micro_batch_size}"
+    rows = training.micro_batch_size
+    if isinstance(rows, int) and rows > training.batch_size:
+        message = f"expected at most batch_size {training.batch_size}, got {rows}"
         yield ["training.micro_batch_size", "training.batch_size"], message
     if Path(name).is_absolute() or ".." in Path(name).parts or name.startswith("."):
         yield ["run.name"], f"expected a folder's name inside run.output_dir, got {name!r}"

@@ -122,8 +122,9 @@ class Training(Section):
     """Passes over the train split, instead of `max_steps`: as many steps as it takes to draw that many targets."""
     batch_size: Count = 64
     """Sequences per optimizer step, over all processes."""
-    micro_batch_size: Count | None = None
-    """Sequences per forward pass of one process, which sets the number of micro-steps; by default its whole share."""
+    micro_batch_size: Count | Literal["auto"] | None = None
+    """Sequences per forward pass of one process, which sets the number of micro-steps; by default its whole share.
+    `auto` halves that until a step fits into the memory there is, and keeps what it chose."""
     macro_batch: Count = 250
     """Optimizer steps between two boundaries, where evaluation and checkpoints happen."""
     mixed_precision: Annotated[Literal["no", "bf16", "fp16", "auto"], BareNo] = "auto"
@@ -242,6 +243,8 @@ class Tracking(Section):
     """Name of the run there; by default `run.name`."""
     histograms: bool = False
     """Histograms of weights and gradients at boundaries; not in `metrics.jsonl`."""
+    gradient_noise: bool = False
+    """The gradient's noise scale in sequences (arXiv 1812.06162), from the micro-steps of all processes."""
     log_every: Count = 10
     """Steps between two lines of training metrics."""
 

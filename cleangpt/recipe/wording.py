@@ -59,7 +59,7 @@ def allowed(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if origin is Annotated:
         return allowed(arguments[0])
     if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
     if origin in (types.UnionType, typing.Union):
         return " or ".join(dict.fromkeys(allowed(option) for option in arguments))
     if origin in (list, tuple):

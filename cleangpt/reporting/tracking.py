@@ -91,18 +91,17 @@ class Tracker:
             self.num_targets, self.num_tokens = self.num_targets + num_targets, self.num_tokens + num_tokens
 
     def log_step(
-        self, step: int, tokens: int, losses: Sequence[float], grad_norm: float, values: Values, ratio: float
+        self, step: int, tokens: int, losses: Sequence[float], values: Values, watched: dict[str, float]
     ) -> dict[str, float]:
         """Logs a step and returns its metrics, without speeds.
 
         Args:
             tokens: targets of the run so far.
             losses: of each step since the last line.
-            grad_norm: before clipping.
-            ratio: `update_ratio`.
+            watched: other figures of the step.
         """
         loss = math.fsum(losses) / len(losses)
-        metrics = {"train/loss": loss, **values._asdict(), "grad_norm": grad_norm, "update_ratio": ratio}
+        metrics = {"train/loss": loss, **values._asdict(), **watched}
         shown, speeds, now = {"loss": f"{loss:.3f}", "lr": f"{values.lr:.1e}"}, {}, time.perf_counter()
         if self.since is not None and self.num_targets:
             seconds = now - self.since

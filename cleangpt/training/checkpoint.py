@@ -55,6 +55,7 @@ class Progress:
     boundary: int = -1
     skipped: int = 0  # steps in a row, up to this one, that were not finite
     losses: list[float] = dataclasses.field(default_factory=list)  # of the steps since the last line of metrics
+    noise: list[float] = dataclasses.field(default_factory=lambda: [0.0, 0.0])  # running means, see `noise.py`
     logged: dict = dataclasses.field(default_factory=dict)  # the latest training metrics that were logged
 
     def update_best(self, metric: str, early_stopping: EarlyStopping) -> bool:

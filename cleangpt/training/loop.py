@@ -24,6 +24,7 @@ from ..recipe.keys import Recipe
 from .boundary import end_macro_batch, finish, save
 from .checkpoint import newest_checkpoint
 from .launch import join_processes, on_main
+from .noise import add_step, noise_scale
 from .run import TrainingRun
 from .run_folder import hold_folder
 from .seeds import describe_spread, one_per_seed
@@ -97,8 +98,9 @@ def run_steps(run: TrainingRun, signals: StopSignals) -> Path:
         if is_due or stop or step % recipe.training.macro_batch == 0:
             grad_norm = read_steps(run)  # only here does the loop wait for the device
         if before is not None:
-            ratio, losses = update_ratio(before, run.model), progress.losses
-            progress.logged = run.tracker.log_step(step, progress.tokens, losses, grad_norm, values, ratio)
+            watched = {"grad_norm": grad_norm, "update_ratio": update_ratio(before, run.model)}
+            watched |= {"gradient_noise": noise_scale(progress.noise)} if run.noise else {}
+            progress.logged = run.tracker.log_step(step, progress.tokens, progress.losses, values, watched)
             progress.losses = []
         if is_drawn:
             run.tracker.log_histograms(step, gradients | histograms(run.model))
@@ -116,6 +118,8 @@ def read_steps(run: TrainingRun) -> float:
     for step, figures in enumerate(latest, progress.step - len(latest) + 1):
         progress.losses.append(figures.loss)
         progress.skipped = progress.skipped + (not figures.overflow) if figures.skipped else 0
+        if run.noise and not figures.skipped:
+            progress.noise = add_step(progress.noise, figures.grad_norm**2, figures.squares, *run.loader.shares(step))
         if figures.skipped:
             count = "overflow in fp16" if figures.overflow else f"{progress.skipped} in a row"
             text = f"loss {figures.loss}, gradient norm {figures.grad_norm}"

@@ -14,6 +14,7 @@ from ..reporting.hub import Publisher
 from ..reporting.tracking import Tracker
 from .checkpoint import Progress, Saver
 from .launch import StopVote
+from .noise import SquaredNorms
 
 
 @dataclass
@@ -32,5 +33,6 @@ class TrainingRun:
     publisher: Publisher
     stop_vote: StopVote
     progress: Progress
+    noise: SquaredNorms | None  # with `tracking.gradient_noise`
     max_steps: int
     unread: list[Tensor] = field(default_factory=list)  # `update`'s figures of the latest steps, on the device

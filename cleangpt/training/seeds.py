@@ -18,14 +18,14 @@ def one_per_seed(recipe: Recipe) -> list[Recipe]:
 
 
 def last_metrics(folder: Path) -> dict[str, float]:
-    """The latest evaluation in a run's `metrics.jsonl`."""
+    """The latest value of each metric in a run's `metrics.jsonl`."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    evaluations = [line for line in lines if "eval/loss" in line]
-    return {key: value for key, value in evaluations[-1].items() if key.startswith("eval/")}
+    return {key: value for line in lines for key, value in line.items()}
 
 
 def describe_spread(folders: list[Path]) -> str:
     """A table of the runs' last evaluations, and their mean and standard deviation (of a sample, n - 1)."""
     table = pandas.DataFrame([last_metrics(folder) for folder in folders], [folder.name for folder in folders])
+    table = table.filter(regex="^eval/")
     spread = pandas.DataFrame({"mean": table.mean(), "std": table.std()}).T
     return pandas.concat([table, spread]).to_string(float_format="{:.4f}".format)

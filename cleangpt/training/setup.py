@@ -6,8 +6,9 @@ recipe ──> find_start ──> resolve: lengths, precision, attention, data, 
 import copy
 
 import numpy as np
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -27,6 +28,8 @@ from ..reporting.hub import Publisher
 from ..reporting.tracking import Tracker
 from .checkpoint import Progress, Saver, load_optimizers, load_progress
 from .launch import StopVote, on_main, start_accelerator, together
+from .memory import choose_micro_batch
+from .noise import SquaredNorms
 from .optim import build_optimizers
 from .run import TrainingRun
 from .run_folder import Start, find_start, open_folder, settle
@@ -79,6 +82,7 @@ def find_run(recipe: Recipe) -> tuple[Recipe, PreparedData, Start]:
 
     start = on_main(find_start, recipe)
     recipe, data = together(resolve, recipe, start.saved or start.source)
+    recipe = on_main(choose_micro_batch, recipe, data, PartialState().num_processes, start.saved)
     recipe, start = on_main(settle, recipe, start)
     together(require_same_data)
     return recipe, data, start
@@ -98,14 +102,16 @@ def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
     model, *optimizers = accelerator.prepare(copy.copy(network), *optimizers)
     if start.checkpoint is not None:
         load_optimizers(accelerator, start.checkpoint, model, optimizers)
-    on_main(open_folder, recipe, progress.step)
     share = Share(
         process=accelerator.process_index,
         num_processes=accelerator.num_processes,
-        micro_batch_size=training.micro_batch_size,
+        micro_batch_size=training.micro_batch_size if isinstance(training.micro_batch_size, int) else None,
         device=accelerator.device,
     )
     sequences = sequences_per_step(recipe)
+    loader = Loader(split, sequences, recipe.run.seed, share, source_shares(recipe))
+    noise = watch_noise(network, loader) if recipe.tracking.gradient_noise else None
+    on_main(open_folder, recipe, progress.step)
     tracker = Tracker(accelerator, recipe, progress.step, progress.elapsed_s, token_flops)
     tracker.say(describe(recipe, parameters, accelerator, progress.step))
     tracker.say(describe_work(recipe, data, sequences, token_flops, tracker.peak_tokens))
@@ -117,12 +123,13 @@ def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
         model=model.train(),
         network=network,
         optimizers=optimizers,
-        loader=Loader(split, sequences, recipe.run.seed, share, source_shares(recipe)),
+        loader=loader,
         tracker=tracker,
         saver=Saver(accelerator),
         publisher=Publisher(recipe.repo_id, recipe.hub.private, recipe.folder, is_pushing),
         stop_vote=StopVote(accelerator.num_processes),
         progress=progress,
+        noise=noise,
         max_steps=training.max_steps or 0,
     )
 
@@ -155,6 +162,17 @@ def load_start(recipe: Recipe, data: PreparedData, start: Start) -> tuple[PreTra
     if recipe.training.compile:
         compile_blocks(model)
     return model, progress
+
+
+def watch_noise(network: PreTrainedModel, loader: Loader) -> SquaredNorms:
+    """What adds up the gradients' norms; a UserError where the gradients of micro-steps are not to be had."""
+    key = "tracking.gradient_noise"
+    if any(isinstance(weight, DTensor) for weight in network.parameters()):
+        raise UserError((key, "expected false with FSDP, which shows no gradient of a micro-step alone"), shared=True)
+    if loader.shares(1 + int(np.diff(loader.ends).argmin()))[1] == 1:
+        message = "expected at least two micro-steps in a step, set a smaller training.micro_batch_size"
+        raise UserError((key, message), shared=True)
+    return SquaredNorms(network)
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -51,8 +51,8 @@ def update(run: TrainingRun, values: Values, loss: Tensor) -> Tensor:
     Nothing waits for the device, and nothing has to be agreed on: processes share the gradient's norm.
 
     Returns:
-        The step's figures on the device, float32 (4,): `loss`, the gradient's norm before clipping, and the scale of
-        gradients (which fp16 needs) before and after the step.
+        The step's figures on the device, float32 (5,): `loss`, the sum of this process's `SquaredNorms`, the gradient's
+        norm before clipping, and the scale of gradients (which fp16 needs) before and after the step.
     """
     accelerator, scaler = run.accelerator, run.accelerator.scaler
     set_hyperparameters(run.optimizers, values.lr, values.weight_decay)
@@ -66,13 +66,15 @@ def update(run: TrainingRun, values: Values, loss: Tensor) -> Tensor:
         before = scaler.scale(before)
         scaler.update()  # once a step, also when the update is skipped: the next one unscales again
         after = scaler.scale(after)
-    return torch.stack([loss, grad_norm, before, after])
+    squares = torch.zeros_like(loss) + (0.0 if run.noise is None else run.noise.take())
+    return torch.stack([loss, squares, grad_norm, before, after])
 
 
 class Figures(NamedTuple):
     """What happened in a step, the same on all processes."""
 
     loss: float  # mean nats over all targets
+    squares: float  # of the norms of the parts of the gradient that micro-steps bring, added up
     grad_norm: float  # before clipping
     overflow: bool  # whether the gradient was not finite only because of its scale, which fp16 then lowers
 
@@ -84,9 +86,11 @@ class Figures(NamedTuple):
 
 def read_figures(accelerator: Accelerator, unread: Sequence[Tensor]) -> list[Figures]:
     """What `update` returned in several steps, added up over processes; waits for the device."""
-    rows = torch.stack([*unread])  # (steps, 4)
-    losses = accelerator.reduce(rows[:, 0].contiguous(), "sum").tolist()
+    rows = torch.stack([*unread])  # (steps, 5)
+    sums, processes = accelerator.reduce(rows[:, :2].contiguous(), "sum").tolist(), accelerator.num_processes
     return [
-        Figures(loss, grad_norm, math.isfinite(loss) and before > 1 and after < before)
-        for loss, (_, grad_norm, before, after) in zip(losses, rows.tolist(), strict=True)
+        Figures(
+            loss, squares / (processes * before) ** 2, grad_norm, math.isfinite(loss) and before > 1 and after < before
+        )
+        for (loss, squares), (_, _, grad_norm, before, after) in zip(sums, rows.tolist(), strict=True)
     ]

@@ -3,6 +3,7 @@
 Importing this package registers the models, so that `AutoModelForCausalLM.from_pretrained` loads any saved folder.
 """
 
+import importlib
 from collections.abc import Callable
 
 import transformers
@@ -37,15 +38,10 @@ for _config, _model, _causal, _classifier in (
 
 def __getattr__(name: str) -> Callable:
     """Imports the trainer on demand: loading a model needs neither datasets nor accelerate."""
-    if name == "load_recipe":
-        from .recipe.reading import load_recipe
-
-        return load_recipe
-    if name == "train":
-        from .training.loop import train
-
-        return train
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    modules = {"load_recipe": ".recipe.reading", "train": ".training.loop"}
+    if name not in modules:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(modules[name], __name__), name)
 
 
 __all__ = ["NanoGPTConfig", "NanoGPTForCausalLM", "NanoGPTModel", "NanoLlamaConfig", "NanoLlamaForCausalLM"]

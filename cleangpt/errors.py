@@ -1,6 +1,5 @@
 """How a command ends early, and what it prints then."""
 
-import functools
 import os
 import sys
 from collections.abc import Callable
@@ -15,11 +14,11 @@ class UserError(Exception):
     """
 
     def __init__(self, *problems: tuple[str, str], shared: bool = False):
+        super().__init__(*problems)
         self.problems, self.shared = list(problems), shared
-        super().__init__("\n".join(f"{key}: {' '.join(message.split())}" for key, message in self.problems))
 
-    def __reduce__(self) -> tuple:
-        return functools.partial(UserError, shared=self.shared), tuple(self.problems)  # as a worker process sends it
+    def __str__(self) -> str:
+        return "\n".join(f"{key}: {' '.join(message.split())}" for key, message in self.problems)
 
 
 class Stopped(Exception):

@@ -36,32 +36,19 @@ from .training.step import accumulate, update
 class Plan:
     """What a recipe would cost."""
 
-    recipe: Recipe
-    """As resolved."""
-    parameters: int
-    """Weights, tied ones counted once."""
-    sequences: int
-    """Drawn over the whole run."""
-    tokens: int
-    """Targets trained on."""
-    epochs: float
-    """Passes over the train split."""
-    source_epochs: dict[str, float]
-    """Passes over each source of a mixture, by label."""
-    batches: tuple[int, int]
-    """Sequences in the first and in the last step, over all processes."""
-    micro_batch: int
-    """Sequences per forward pass of one process."""
-    flops: float
-    """Of all training steps, see `flops_per_token`."""
-    ddp: Memory
-    """With a copy of the model in each process."""
-    fsdp: Memory
-    """With weights, gradients and optimizer state sharded over the processes."""
-    disk: int
-    """Bytes of the run's folder at its fullest: the checkpoints kept, the one being written, `best` and `final`."""
-    warnings: list[str]
-    """What looks wrong."""
+    recipe: Recipe  # as resolved
+    parameters: int  # weights, tied ones counted once
+    sequences: int  # drawn over the whole run
+    tokens: int  # targets trained on
+    epochs: float  # passes over the train split
+    source_epochs: dict[str, float]  # passes over each source of a mixture, by label
+    batches: tuple[int, int]  # sequences in the first and in the last step, over all processes
+    micro_batch: int  # sequences per forward pass of one process
+    flops: float  # of all training steps, see `flops_per_token`
+    ddp: Memory  # with a copy of the model in each process
+    fsdp: Memory  # with weights, gradients and optimizer state sharded over the processes
+    disk: int  # bytes of the run's folder at its fullest: checkpoints kept and being written, `best` and `final`
+    warnings: list[str]  # what looks wrong
 
 
 def make_plan(recipe: Recipe, num_processes: int = 1) -> Plan:

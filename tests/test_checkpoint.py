@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 from conftest import read_metrics
@@ -9,6 +10,7 @@ from conftest import read_metrics
 from cleangpt import UserError, load_recipe, train
 from cleangpt.files import is_whole, write_folder
 from cleangpt.recipe.keys import Checkpoint, EarlyStopping
+from cleangpt.training import checkpoint
 from cleangpt.training.checkpoint import Progress, list_checkpoints, newest_checkpoint, prune
 
 
@@ -55,6 +57,15 @@ def test_a_checkpoint_holds_no_pickle(tiny_adder):
     train(recipe := load_recipe(tiny_adder))
     suffixes = {path.suffix for path in list_checkpoints(recipe.folder)[0].rglob("*") if path.is_file()}
     assert suffixes <= {".json", ".safetensors", ".yaml", ".py", ".jinja"}
+
+
+def test_a_checkpoint_that_is_written_late_is_of_its_own_step(tiny_text, monkeypatch):
+    """While it is written, the losses of the next steps are read."""
+    save_file = checkpoint.save_file
+    monkeypatch.setattr(checkpoint, "save_file", lambda *arguments: (time.sleep(0.5), save_file(*arguments)))
+    train(recipe := load_recipe(tiny_text, ["--tracking.log_every=5", "--checkpoint.keep_last=9"]))
+    first, _ = list_checkpoints(recipe.folder)
+    assert len(json.loads((first / "state.json").read_text())["losses"]) == 2  # of steps 2 and 3
 
 
 def test_the_last_and_the_best_are_kept(tiny_adder):

@@ -14,7 +14,7 @@ FLOORS = [
             *("splits", "permutation", "cache", "tokenization", "conversations", "stream", "packing", "mixture"),
             *("text", "encoding", "arithmetic", "loader", "prepare"),
         ],
-        "reporting": ["card", "hub", "held", "tracking"],
+        "reporting": ["progress", "tracking", "card", "hub"],
     },
     {"models": ["nanogpt", "nanollama", "statistics", "loss", "build", "checkpoints", "convert"]},
     {"evaluation": ["metrics", "evaluate", "writing", "grading"]},

@@ -55,9 +55,7 @@ def evaluate(
         targets = source.count_targets(np.arange(rows))
         nats, num_targets = nats + loss * targets, num_targets + targets
         num_bytes += source.num_bytes * targets / source.num_targets
-    figures = from_sums(nats, num_targets, num_bytes)
-    del figures["bits_per_token"]
-    return figures | losses
+    return from_sums(nats, num_targets, num_bytes) | losses
 
 
 def evaluate_rows(
@@ -91,7 +89,6 @@ def evaluate_rows(
 
     num_bytes = split.num_bytes * num_targets / split.num_targets if isinstance(split, TextSplit) else None
     figures = from_sums(nats, num_targets, num_bytes)
-    del figures["bits_per_token"]  # the loss in another unit
     if isinstance(split, ArithmeticSplit):
         figures["accuracy"] = num_right / num_seen
     places = [np.empty(0, int)] + [start + mask.nonzero().flatten().cpu().numpy() for start, mask in wrong]
@@ -107,8 +104,8 @@ def patient_bar(total: int, title: str, shown: bool) -> tqdm:
 def inference(model: nn.Module) -> Iterator[None]:
     """Without gradients and dropout; the model's mode is restored."""
     was_training = model.training
+    model.eval()
     try:
-        model.eval()
         with torch.no_grad():
             yield
     finally:

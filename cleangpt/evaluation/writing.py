@@ -60,10 +60,7 @@ class _OneText(BaseStreamer):
 def continue_texts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], seed: int, max_new_tokens: int
 ) -> list[str]:
-    """Each prompt with a sampled continuation. The global random state stays as it is.
-
-    An unknown character is read as `<unk>`.
-    """
+    """Each prompt (unknown characters are read as `<unk>`) with a sampled continuation; the random state stays."""
     texts = []
     used = [model.device] if model.device.type == "cuda" else []
     with inference(model), torch.random.fork_rng(used):

@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import glob
 import importlib.util
-import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ def check_keys(recipe: Recipe) -> Mistakes:
     """What is wrong with any section but `model`."""
     data, train = recipe.data, recipe.tokenizer.train
     yield from _check_arithmetic(recipe) if data.path in ARITHMETIC and not data.sources else _check_text(recipe)
-    yield from _check_split(data)
+    yield from _check_sources(data) if data.sources else _check_origin(data)
     if train is not None and train.kind == "char" and train.vocab_size is not None:
         yield ["tokenizer.train.vocab_size", "tokenizer.train.kind"], "char takes one id per character, remove the key"
     yield from _check_training(recipe)
@@ -132,10 +131,6 @@ def _check_text(recipe: Recipe) -> Mistakes:
             yield ["data.packing"], f"conversations are packed as documents, remove the key, got {data.packing}"
         if tokenizer.train is not None and not tokenizer.train.chat:
             yield ["tokenizer.train.chat"], "expected true, as data.messages_column needs a chat template"
-    if data.sources:
-        yield from _check_sources(data)
-    else:
-        yield from _check_origin(data)
 
 
 def _check_sources(data: Data) -> Mistakes:
@@ -151,28 +146,21 @@ def _check_sources(data: Data) -> Mistakes:
             yield [f"{key}.weight"], f"expected a weight above 0 at some time, got {source.weight!r}"
         if source.path in ARITHMETIC:
             yield [f"{key}.path"], f"expected text, got {source.path}, which has a tokenizer of its own"
-        alone = data.model_copy(update={name: getattr(source, name) for name in Origin.model_fields})
-        for keys, message in itertools.chain(_check_origin(alone), _check_split(alone)):
+        for keys, message in _check_origin(data.alone(source)):
             yield [f"{key}.{name.removeprefix('data.')}" for name in keys], message
     if not source_weights(data.sources, MOMENTS).any(axis=1).all():
         yield ["data.sources"], "expected a source with a weight above 0 at any time of the run"
 
 
-def _check_split(data: Data) -> Mistakes:
+def _check_origin(data: Data) -> Mistakes:
+    """What is wrong with where text comes from."""
     split = data.split
     if split is not None and ("train" not in split or sum(split.values()) > 1 + 1e-9):
         yield ["data.split"], f"expected fractions that add up to at most 1, train among them, got {dict(split)}"
-
-
-def _check_origin(data: Data) -> Mistakes:
-    """What is wrong with where text comes from."""
     if not data.path:
         yield ["data.path"], "missing, expected text, json, parquet, csv, a Hub id, addition or multiplication"
         return
-    if data.template is not None:
-        yield from _check_template(data, data.template)
-    if data.messages_column is not None:
-        yield from _check_conversations(data)
+    yield from _check_columns(data)
     if data.path in FILES and not data.data_files:
         yield ["data.data_files", "data.path"], f"data.path {data.path} needs files, got {data.data_files}"
     elif data.path not in FILES and Path(data.path).suffix and Path(data.path).is_file():
@@ -194,27 +182,22 @@ def _how_to_make(file: str) -> str:
     return f": `make {file}` writes it" if is_target else ""
 
 
-def _check_template(data: Data, template: str) -> Mistakes:
-    expected = f"expected columns in braces, as in {{question}} {{answer}}, got {template!r}"
-    try:
-        columns = data.columns
-    except ValueError as error:
-        yield ["data.template"], f"{expected}: {error}"
-        return
-    if not columns or any(not name or set(name) & set(".[") for name in columns):
-        yield ["data.template"], expected
-    elif data.path == "text":
-        message = "lines of text have no columns, expected json, parquet, csv or a Hub id as data.path"
-        yield ["data.template", "data.path"], message
-
-
-def _check_conversations(data: Data) -> Mistakes:
-    key = "data.messages_column"
+def _check_columns(data: Data) -> Mistakes:
+    """What is wrong with the columns that hold the text."""
+    given = [f"data.{key}" for key in ("template", "messages_column") if getattr(data, key) is not None]
+    if data.template is not None:
+        expected = f"expected columns in braces, as in {{question}} {{answer}}, got {data.template!r}"
+        try:
+            columns = data.columns
+        except ValueError as error:
+            columns, expected = [], f"{expected}: {error}"
+        if not columns or any(not name or set(name) & set(".[") for name in columns):
+            yield ["data.template"], expected
     if data.path == "text":
         message = "lines of text have no columns, expected json, parquet, csv or a Hub id as data.path"
-        yield [key, "data.path"], message
-    if data.template is not None:
-        yield ["data.template", key], f"conversations have the tokenizer's, remove one of template and {key}"
+        yield from (([key, "data.path"], message) for key in given)
+    if len(given) == 2:
+        yield given, f"conversations have the tokenizer's, remove one of template and {given[1]}"
 
 
 def _check_training(recipe: Recipe) -> Mistakes:

@@ -96,14 +96,11 @@ class Data(Origin):
     @property
     def parts(self) -> dict[str, "Data"]:
         """For each source, by its label, the section as if it were the only one; without sources, itself as ""."""
-        if not self.sources:
-            return {"": self}
-        origins = [{key: getattr(source, key) for key in Origin.model_fields} for source in self.sources]
-        labels = [source.name_in_metrics for source in self.sources]
-        return {
-            label: self.model_copy(update={**origin, "sources": ()})
-            for label, origin in zip(labels, origins, strict=True)
-        }
+        return {source.name_in_metrics: self.alone(source) for source in self.sources} or {"": self}
+
+    def alone(self, source: Source) -> "Data":
+        """The section as if `source` were the only one."""
+        return self.model_copy(update={"sources": (), **{key: getattr(source, key) for key in Origin.model_fields}})
 
 
 class EarlyStopping(Section):  # when to stop before `max_steps`

@@ -13,13 +13,15 @@ from pydantic_core import ErrorDetails
 
 from .keys import Recipe
 
-USAGE = "usage: train.py RECIPE.yaml [--section.key=value ...]\n"
-ABOUT = "Trains the model of a recipe. Every key of the file can also be set on the command line:\n"
+HELP = """usage: train.py RECIPE.yaml [--section.key=value ...]
+
+Trains the model of a recipe. Every key of the file can also be set on the command line:
+"""
 
 
 def help_text() -> str:
     """Every key with its default, its meaning and what it may hold."""
-    return "\n".join((USAGE, ABOUT, *_help_lines(Recipe)))
+    return "\n".join((HELP, *_help_lines(Recipe)))
 
 
 def _help_lines(section: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from ..files import digest
 from ..recipe.keys import ARITHMETIC, FILES, Data, Recipe
+from .progress import Progress
 
 HOME = "https://github.com/wxc971231/CleanGPT"
 
@@ -29,13 +30,8 @@ class Report:
     model_type: str
     native: str | None  # the plain architecture it exports to (gpt2, llama, qwen3); None if it is transformers' own
     parameters: int
-    step: int
-    tokens: int
-    elapsed_s: float
-    stopped_early: bool
-    metrics: dict[str, float]  # "eval/loss": 1.2, "test/accuracy": 0.9, ...
+    progress: Progress  # `metrics` may hold those of the test split too
     split_sizes: dict[str, int]  # problems (arithmetic) or tokens (text) in each split
-    positions: int  # tokens of a training sequence
     example: str  # a prompt
     num_processes: int
     hardware: str  # `describe_hardware`
@@ -112,7 +108,7 @@ def card_metadata(report: Report) -> ModelCardData:
     """The card's YAML header, with the metrics as evaluation results."""
     data, source = report.recipe.data, report.recipe.model.get("init_from")
     results = []
-    for metric, value in report.metrics.items():
+    for metric, value in report.progress.metrics.items():
         split, kind, *label = metric.split("/", 2)
         result = EvalResult(
             task_type="text-generation",

@@ -109,7 +109,8 @@ def _hub() -> Iterator[HfApi]:
     try:
         yield HfApi()
     except Exception as error:  # network and Hub raise many kinds
-        raise ConnectionError(_without_token(error)) from None
+        message, token = " ".join(f"{type(error).__name__}: {error}".split()), get_token()
+        raise ConnectionError(message.replace(token, "***") if token else message) from None
     finally:
         session.timeout = timeout
 
@@ -125,18 +126,10 @@ def push_dataset(folders: Mapping[str, Path], repo_id: str, private: bool, card:
         readme.write_text(card)
         tokenizer = next(iter(folders.values())) / "tokenizer"
         repo_id = push_folder(tokenizer, repo_id, private, "Tokenizer and card", {"README.md": readme}, "dataset")
-    try:
+    with _hub():
         for label, folder in folders.items():  # which adds to the card how to read it
             datasets.load_from_disk(str(folder)).push_to_hub(repo_id, label or "default")
-    except Exception as error:
-        raise ConnectionError(_without_token(error)) from None
     return repo_id
-
-
-def _without_token(error: Exception) -> str:
-    """An error in one line that holds no token."""
-    text, token = " ".join(f"{type(error).__name__}: {error}".split()), get_token()
-    return text.replace(token, "***") if token else text
 
 
 @dataclass

@@ -6,10 +6,11 @@ import math
 import os
 import re
 import secrets
+import struct
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,22 +27,23 @@ from ..files import write_file
 from ..hardware import peak_flops, peak_memory
 from ..recipe.keys import Recipe, flatten
 from ..recipe.schedules import Values
-from .held import Holds, in_lines, in_tensorboard, in_trackio, in_wandb
+from .progress import Progress
 
 logger = logging.getLogger(__name__)
+Holds = Callable[[int, str], bool]  # whether a line of this step with a metric of this name is there already
 
 
 class Tracker:
-    """Writes the metrics of one run, which has done `step` steps in `elapsed_s`, and whose model has `token_flops`.
+    """Writes the metrics of one run, which is as far as `progress`, and whose model has `token_flops`.
 
     Every process has one; only the main process writes.
     """
 
-    def __init__(self, accelerator: Accelerator, recipe: Recipe, step: int, elapsed_s: float, token_flops: int):
-        self.accelerator, self.file = accelerator, recipe.folder / "metrics.jsonl"
+    def __init__(self, accelerator: Accelerator, recipe: Recipe, progress: Progress, token_flops: int):
+        self.accelerator, self.file, step = accelerator, recipe.folder / "metrics.jsonl", progress.step
         self.log_every, self.max_steps = recipe.tracking.log_every, recipe.training.max_steps
         self.draws_every = recipe.training.macro_batch if recipe.tracking.histograms else None
-        self.began = time.perf_counter() - elapsed_s
+        self.began = time.perf_counter() - progress.elapsed_s
         self.since: float | None = None  # when the step ended since which speed is measured
         self.num_targets = self.num_tokens = 0  # since then
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
@@ -49,8 +51,8 @@ class Tracker:
         self.peak_tokens = accelerator.reduce(peak, "sum").item() / token_flops  # per second
         started = self.file.exists()
         lines = _cut_after(self.file, step) if accelerator.is_main_process else []
-        self.holds: dict[str, Holds] = {"metrics.jsonl": in_lines(lines)}
-        self.holds["tensorboard"] = in_tensorboard(recipe.folder / recipe.tracking.project, lines)
+        flushed = lines if any((recipe.folder / recipe.tracking.project).glob("events.*")) else ()  # each at once
+        self.holds: dict[str, Holds] = {"metrics.jsonl": _in_lines(lines), "tensorboard": _in_lines(flushed)}
         if recipe.tracking.trackers:
             values = flatten(recipe.to_dict()).items()
             config = {key: value if isinstance(value, int | float | str) else str(value) for key, value in values}
@@ -61,12 +63,12 @@ class Tracker:
             if tracker.name == "wandb":  # all curves over our step, so that a resumed run continues them
                 tracker.tracker.define_metric("step")
                 tracker.tracker.define_metric("*", step_metric="step")
-                self.holds["wandb"] = in_wandb(tracker.tracker, recipe.folder / "wandb")
+                self.holds["wandb"] = _in_wandb(tracker.tracker, recipe.folder / "wandb")
             elif tracker.name == "trackio":
-                self.holds["trackio"] = in_trackio(tracker.tracker) or in_lines(lines)
+                self.holds["trackio"] = _in_trackio(tracker.tracker, lines)
             for line in lines:  # those that a kill kept from the tracker
                 self._log(tracker, {name: math.nan if value is None else value for name, value in line.items()})
-        hidden = not (accelerator.is_main_process and sys.stderr.isatty())
+        hidden = None if accelerator.is_main_process else True  # None: where there is no terminal
         self.bar = tqdm(total=self.max_steps, initial=step, unit="step", desc=recipe.run.name, disable=hidden)
 
     @property
@@ -90,18 +92,11 @@ class Tracker:
         else:
             self.num_targets, self.num_tokens = self.num_targets + num_targets, self.num_tokens + num_tokens
 
-    def log_step(
-        self, step: int, tokens: int, losses: Sequence[float], values: Values, watched: dict[str, float]
-    ) -> dict[str, float]:
-        """Logs a step and returns its metrics, without speeds.
-
-        Args:
-            tokens: targets of the run so far.
-            losses: of each step since the last line.
-            watched: other figures of the step.
-        """
-        loss = math.fsum(losses) / len(losses)
+    def log_step(self, progress: Progress, values: Values, watched: dict[str, float]) -> None:
+        """Logs the latest step, with other figures of it that are `watched`."""
+        loss = math.fsum(progress.losses) / len(progress.losses)
         metrics = {"train/loss": loss, **values._asdict(), **watched}
+        progress.logged, progress.losses = metrics, []
         shown, speeds, now = {"loss": f"{loss:.3f}", "lr": f"{values.lr:.1e}"}, {}, time.perf_counter()
         if self.since is not None and self.num_targets:
             seconds = now - self.since
@@ -109,22 +104,23 @@ class Tracker:
             speeds = {"tokens_per_second": speed, "mfu": share}
             shown |= {"tok/s": f"{speed:,.0f}", "mfu": f"{share:.0%}"}
         self.since, self.num_targets, self.num_tokens = now, 0, 0
-        self.write(step, tokens, metrics | speeds)
+        self.write(progress, metrics | speeds)
         shown["memory"] = f"{peak_memory(self.accelerator.device) / 1e9:.2f} GB"
         self.bar.set_postfix(shown)
         if self.bar.disable:
-            self.say(f"step {step}/{self.max_steps}  " + "  ".join(f"{name} {value}" for name, value in shown.items()))
-        return metrics
+            text = "  ".join(f"{name} {value}" for name, value in shown.items())
+            self.say(f"step {progress.step}/{self.max_steps}  {text}")
 
-    def log_evaluation(self, step: int, tokens: int, metrics: dict[str, float], watched: dict[str, float]) -> None:
+    def log_evaluation(self, progress: Progress, metrics: dict[str, float], watched: dict[str, float]) -> None:
         """Logs an evaluation and other metrics of the boundary; the time since the last step is no training."""
         self.since, self.num_targets, self.num_tokens = None, 0, 0
-        self.write(step, tokens, {**metrics, **watched})
+        self.write(progress, {**metrics, **watched})
         shown = "  ".join(f"{name.removeprefix('eval/')} {metrics[name]:.4f}" for name in metrics if "eval" in name)
-        self.say(f"step {step}/{self.max_steps}  validation: {shown}")
+        self.say(f"step {progress.step}/{self.max_steps}  validation: {shown}")
 
-    def write(self, step: int, tokens: int, metrics: dict[str, float]) -> None:
+    def write(self, progress: Progress, metrics: dict[str, float]) -> None:
         """Writes one line of `metrics.jsonl`, and the same to the trackers under the run's own step."""
+        step, tokens = progress.step, progress.tokens
         line = {"step": step, "tokens": tokens, "elapsed_s": round(self.elapsed_s, 3), **metrics}
         if self.accelerator.is_main_process and not self.holds["metrics.jsonl"](step, next(iter(metrics))):
             finite = {name: value if math.isfinite(value) else None for name, value in line.items()}
@@ -203,13 +199,12 @@ def _cut_after(file: Path, step: int) -> list[dict[str, Any]]:
 def _tracker_options(recipe: Recipe, step: int, started: bool) -> dict[str, dict[str, Any]]:
     """What each tracker needs to name the run, and, if it was `started` before, to go on after `step`."""
     tracking, file = recipe.tracking, recipe.folder / "wandb" / "id"
-    options: dict[str, dict[str, Any]] = {tracker: {} for tracker in tracking.trackers}
     named = {"name": tracking.name or recipe.run.name, "group": tracking.group}
-    if "tensorboard" in options:
-        options["tensorboard"]["purge_step"] = step + 1 if step else 0  # hides the steps that are taken again
-    if "trackio" in options:
-        options["trackio"] = {**named, "resume": "allow" if started else "never"}
-    if "wandb" in options:
+    options: dict[str, dict[str, Any]] = {
+        "tensorboard": {"purge_step": step + 1 if step else 0},  # hides the steps that are taken again
+        "trackio": {**named, "resume": "allow" if started else "never"},
+    }
+    if "wandb" in tracking.trackers:
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(secrets.token_hex(4))
@@ -228,3 +223,47 @@ def _is_logged_in() -> bool:
     except wandb.errors.Error as error:
         logger.warning(f"wandb writes offline, `wandb sync` uploads it later: {error}")
         return False
+
+
+def _in_lines(lines: Iterable[Mapping[str, Any]]) -> Holds:
+    """What `lines` hold, each with its `step`."""
+    held = {(line["step"], name) for line in lines for name in line}
+    return lambda step, name: (step, name) in held
+
+
+def _in_wandb(run: Any, folder: Path) -> Holds:
+    """What a wandb run holds: offline what its files in `folder` say, online all up to the server's latest step."""
+    if run.offline:
+        return _in_lines(line for file in folder.glob(f"*run-*/run-{run.id}.wandb") for line in _wandb_lines(file))
+    last = run.summary.get("step", -1)  # the server gets lines in order; of this step, surely the first
+    return lambda step, name: step < last or (step == last and name == "train/loss")
+
+
+def _in_trackio(run: Any, lines: Iterable[Mapping[str, Any]]) -> Holds:
+    """What trackio's database on this machine holds of a run; `lines` if its data go to another machine."""
+    from trackio import context_vars
+    from trackio.sqlite_storage import SQLiteStorage
+
+    is_here = context_vars.current_server.get() is None
+    return _in_lines(SQLiteStorage.get_logs(run.project, run.name, run_id=run.id) if is_here else lines)
+
+
+def _wandb_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """Step and names of each line in a file of wandb, which a kill may have cut anywhere.
+
+    The format is that of LevelDB's log after a header of 7 bytes: blocks of 32 KB, with records cut at their ends.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made at import
+
+    content, place, parts = file.read_bytes(), 7, b""
+    while place + 7 <= len(content):
+        if (room := 32768 - place % 32768) < 7:
+            place += room
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, place)  # kind: 1 whole, 2 first, 3 middle, 4 last
+        parts, place = parts + content[place + 7 : place + 7 + length], place + 7 + length
+        if kind in (1, 4) and place <= len(content):
+            record, parts = Record.FromString(parts), b""
+            items = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
+            if "step" in items:
+                yield {**items, "step": int(items["step"])}

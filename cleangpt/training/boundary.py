@@ -1,6 +1,6 @@
 """What happens between macro-batches and at the end of a run: evaluation, saving, the report."""
 
-from dataclasses import replace
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -28,9 +28,8 @@ def end_macro_batch(run: TrainingRun) -> None:
     better = is_evaluated and progress.update_best(recipe.checkpoint.metric, recipe.training.early_stopping)
     patience, waited = recipe.training.early_stopping.patience, progress.evaluations_without_gain
     if is_evaluated and patience is not None and waited:
-        run.tracker.say(
-            f"no gain in {recipe.checkpoint.metric}, {waited} of {patience} evaluations until the run stops"
-        )
+        metric = recipe.checkpoint.metric
+        run.tracker.say(f"no gain in {metric}, {waited} of {patience} evaluations until the run stops")
     due = macro_batch % recipe.checkpoint.every == 0 or last or progress.stopped_early
     if recipe.checkpoint.save:
         save(run, folder / "best" if better else None, due)
@@ -46,7 +45,7 @@ def evaluate_validation(run: TrainingRun) -> dict[str, float]:
     figures = evaluate(run.accelerator, run.model, split, evaluation.batch_size, evaluation.max_batches, num_rows)
     metrics = {f"eval/{name}": value for name, value in figures.items()}
     watched = run.loader.coverage(progress.step) | weight_norms(run.model)
-    run.tracker.log_evaluation(progress.step, progress.tokens, metrics, watched)
+    run.tracker.log_evaluation(progress, metrics, watched)
     if prompts := example(run.data) if run.data.prompts is None else run.data.prompts:
         model = run.accelerator.unwrap_model(run.model)
         texts = continue_texts(model, run.data.tokenizer, prompts, run.recipe.run.seed, 100)
@@ -62,12 +61,13 @@ def save(run: TrainingRun, folder: Path | None, checkpoint: bool, samples: tuple
     if folder is None and not checkpoint:
         return
     run.saver.wait()
-    run.progress.elapsed_s = run.tracker.elapsed_s
-    snapshot = take_snapshot(run.accelerator, run.model, run.optimizers)
+    scaler = run.accelerator.scaler
+    run.progress.elapsed_s, run.progress.scaler = run.tracker.elapsed_s, None if scaler is None else scaler.state_dict()
+    weights, optimizers = take_snapshot(run.accelerator, run.model, run.optimizers)
     network, tokenizer = run.network, run.data.tokenizer
 
     def write_model(folder: Path, report: Report | None = None) -> None:
-        network.save_pretrained(folder, state_dict=dict(snapshot.weights))
+        network.save_pretrained(folder, state_dict=dict(weights))
         tokenizer.save_pretrained(folder)
         if report is not None:
             write_card(folder, report)
@@ -75,7 +75,7 @@ def save(run: TrainingRun, folder: Path | None, checkpoint: bool, samples: tuple
     if folder is not None:
         run.saver.submit(write_folder, folder, partial(write_model, report=make_report(run, samples)))
     if checkpoint:
-        run.saver.submit(write_checkpoint, snapshot, write_model, replace(run.progress), run.recipe)
+        run.saver.submit(write_checkpoint, optimizers, write_model, deepcopy(run.progress), run.recipe)
 
 
 def make_report(run: TrainingRun, samples: tuple[str, ...] | None) -> Report:
@@ -87,13 +87,8 @@ def make_report(run: TrainingRun, samples: tuple[str, ...] | None) -> Report:
         model_type=network.config.model_type,
         native=native.get(network.config.model_type),
         parameters=network.num_parameters(),
-        step=progress.step,
-        tokens=progress.tokens,
-        elapsed_s=progress.elapsed_s,
-        stopped_early=progress.stopped_early,
-        metrics=dict(progress.metrics),
+        progress=deepcopy(progress),
         split_sizes=run.data.sizes,
-        positions=run.data.splits["train"].sequence_length,
         example=run.data.example,
         num_processes=run.accelerator.num_processes,
         hardware=describe_hardware(run.accelerator.device, run.accelerator.num_processes),

@@ -32,45 +32,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ..errors import UserError
 from ..files import is_whole, remove_at_once, write_folder
 from ..models.build import quiet
-from ..recipe.keys import Checkpoint, EarlyStopping, Recipe
+from ..recipe.keys import Checkpoint, Recipe
+from ..reporting.progress import Progress
 
 Optimizers = Sequence[AcceleratedOptimizer]
-
-
-@dataclasses.dataclass
-class Progress:
-    """What a run knows besides weights and optimizer state."""
-
-    step: int = 0  # completed optimizer steps
-    tokens: int = 0  # targets trained on
-    elapsed_s: float = 0.0  # added up over restarts
-    metrics: dict = dataclasses.field(default_factory=dict)  # the latest evaluation
-    metric: str | None = None  # the `checkpoint.metric` that the next four fields are about
-    best: float | None = None  # its best value so far
-    best_step: int | None = None  # step of that evaluation
-    evaluations_without_gain: int = 0  # evaluations since then, which early stopping counts
-    stopped_early: bool = False  # whether early stopping ended the run
-    # Step of the latest boundary whose work is done. If a signal arrives just before a boundary, the resumed run does
-    # that boundary's work.
-    boundary: int = -1
-    skipped: int = 0  # steps in a row, up to this one, that were not finite
-    losses: list[float] = dataclasses.field(default_factory=list)  # of the steps since the last line of metrics
-    noise: list[float] = dataclasses.field(default_factory=lambda: [0.0, 0.0])  # running means, see `noise.py`
-    logged: dict = dataclasses.field(default_factory=dict)  # the latest training metrics that were logged
-
-    def update_best(self, metric: str, early_stopping: EarlyStopping) -> bool:
-        """Takes in the latest evaluation, decides whether the run stops early, and returns whether it is the best."""
-        if self.metric != metric:
-            self.metric, self.best, self.best_step, self.evaluations_without_gain = metric, None, None, 0
-        value = (self.logged | self.metrics)[metric]
-        gain = math.inf if self.best is None else (value - self.best) * (1 if metric == "eval/accuracy" else -1)
-        if not math.isfinite(value):
-            gain = -math.inf  # never the best, not even as the first
-        self.evaluations_without_gain = 0 if gain > early_stopping.min_delta else self.evaluations_without_gain + 1
-        self.stopped_early = self.evaluations_without_gain >= (early_stopping.patience or math.inf)
-        if gain > 0:
-            self.best, self.best_step = value, self.step
-        return gain > 0
+Tensors = dict[str, torch.Tensor]
 
 
 def step_of(folder: Path) -> int | None:
@@ -95,22 +61,13 @@ def newest_checkpoint(run_folder: Path) -> Path | None:
     return newest
 
 
-@dataclasses.dataclass(frozen=True)
-class Snapshot:
-    """A copy of what changes from step to step, in the memory of the main process; empty on the others."""
-
-    weights: dict[str, torch.Tensor]
-    optimizers: dict[str, torch.Tensor]  # `_by_entry`
-    scaler: dict | None
-
-
-def take_snapshot(accelerator: Accelerator, model: nn.Module, optimizers: Optimizers) -> Snapshot:
-    """Copies weights and optimizer state; all processes call it. Training may continue as soon as it returns."""
+def take_snapshot(accelerator: Accelerator, model: nn.Module, optimizers: Optimizers) -> tuple[Tensors, Tensors]:
+    """Copies weights and optimizer state (`_by_entry`) into the main process's memory; all processes call it."""
     weights = accelerator.get_state_dict(model)
     full = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on the main process only
     everything: Any = get_optimizer_state_dict(model, [each.optimizer for each in optimizers], options=full)
     if not accelerator.is_main_process:
-        return Snapshot({}, {}, None)
+        return {}, {}
     copies: dict[tuple, torch.Tensor] = {}  # by place in memory, so that tied weights stay tied
 
     def copy(tensor: torch.Tensor) -> torch.Tensor:
@@ -123,7 +80,7 @@ def take_snapshot(accelerator: Accelerator, model: nn.Module, optimizers: Optimi
         weights[name] = weights[source]  # FSDP gathers each name by itself
     weights = {name: copy(weight) for name, weight in weights.items()}
     state = {name: copy(value).contiguous() for name, value in _by_entry(everything.get("state", {})).items()}
-    return Snapshot(weights, state, None if accelerator.scaler is None else accelerator.scaler.state_dict())
+    return weights, state
 
 
 class Saver:
@@ -145,15 +102,14 @@ class Saver:
 
 
 def write_checkpoint(
-    snapshot: Snapshot, write_model: Callable[[Path], None], progress: Progress, recipe: Recipe
+    optimizers: Tensors, write_model: Callable[[Path], None], progress: Progress, recipe: Recipe
 ) -> None:
     """Writes `checkpoints/step-N` and deletes the checkpoints that `recipe.checkpoint` does not keep."""
 
     def fill(folder: Path) -> None:
         write_model(folder / "model")
-        save_file(snapshot.optimizers, folder / "optimizer.safetensors")
-        state = dataclasses.asdict(progress) | {"scaler": snapshot.scaler}
-        (folder / "state.json").write_text(json.dumps(state, indent=1))
+        save_file(optimizers, folder / "optimizer.safetensors")
+        (folder / "state.json").write_text(json.dumps(dataclasses.asdict(progress), indent=1))
         (folder / "recipe.yaml").write_text(recipe.to_yaml())
 
     write_folder(recipe.folder / "checkpoints" / f"step-{progress.step:08d}", fill)
@@ -163,13 +119,12 @@ def write_checkpoint(
 def load_progress(folder: Path) -> Progress:
     """What a checkpoint says about its run, or a UserError if its `state.json` is not one that a run wrote."""
     try:
-        state = json.loads((folder / "state.json").read_text())
-        return pydantic.TypeAdapter(Progress).validate_python({k: v for k, v in state.items() if k != "scaler"})
-    except (OSError, ValueError, AttributeError) as error:
+        return pydantic.TypeAdapter(Progress).validate_python(json.loads((folder / "state.json").read_text()))
+    except (OSError, ValueError) as error:
         raise UserError((str(folder / "state.json"), f"expected the state of a run: {error}")) from error
 
 
-def load_optimizers(accelerator: Accelerator, folder: Path, model: nn.Module, optimizers: Optimizers) -> None:
+def load_optimizers(folder: Path, model: nn.Module, optimizers: Optimizers) -> None:
     """Loads a checkpoint's optimizer state, or raises a UserError if it belongs to another model or optimizer."""
     inner = [each.optimizer for each in optimizers]
     everything: Any = get_optimizer_state_dict(model, inner)
@@ -187,9 +142,6 @@ def load_optimizers(accelerator: Accelerator, folder: Path, model: nn.Module, op
                 value = distribute_tensor(value, empty.device_mesh, empty.placements, src_data_rank=None)
             entries[entry] = value
     set_optimizer_state_dict(model, inner, everything)
-    scaler = json.loads((folder / "state.json").read_text())["scaler"]
-    if scaler is not None and accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(scaler)
 
 
 def prune(run_folder: Path, keep: Checkpoint) -> None:
@@ -207,6 +159,6 @@ def prune(run_folder: Path, keep: Checkpoint) -> None:
         remove_at_once(folder)
 
 
-def _by_entry(state: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def _by_entry(state: dict[str, Tensors]) -> Tensors:
     """`transformer.wte.weight/exp_avg` to tensor. Rates and decays are not state: every step sets them."""
     return {f"{weight}/{entry}": value for weight, entries in state.items() for entry, value in entries.items()}

@@ -27,8 +27,6 @@ def join_processes() -> None:
         way_out = "use torchrun, or accelerate launch --config_file recipes/accelerate/cpu_2.yaml"
         raise UserError(("num_processes", f"this launcher starts one process whatever number it is given; {way_out}"))
     on_cpu = default_device().type == "cpu"
-    if on_cpu:
-        atexit.register(leave_group)
     restarts = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ["GROUP_WORLD_SIZE"] == "1"
     if restarts and not torch.distributed.is_initialized():
         join_restarted()
@@ -38,15 +36,10 @@ def join_processes() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     joined = PartialState(cpu=on_cpu).num_processes  # without `cpu`, CPU processes each train alone
     if on_cpu:
+        atexit.register(PartialState().destroy_process_group)  # a thread of gloo still running can abort the exit
         torch.set_num_threads(count_threads(int(os.environ.get("LOCAL_WORLD_SIZE", 1))))  # not accelerate's number
     if joined != num_processes:
         raise UserError(("num_processes", f"asked for {num_processes} processes, but {joined} train together"))
-
-
-def leave_group() -> None:
-    """Leaves the group of processes, if any: a thread of gloo that is still running can abort the process at exit."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def join_restarted() -> None:

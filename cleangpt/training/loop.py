@@ -10,10 +10,13 @@ of the checkpoint that `run_folder.py` finds.
 """
 
 import errno
+import itertools
+import math
 import shlex
 from pathlib import Path
 from typing import NoReturn
 
+import torch
 from accelerate import PartialState
 
 from ..errors import Stopped, UserError
@@ -30,7 +33,7 @@ from .run_folder import hold_folder
 from .seeds import describe_spread, one_per_seed
 from .setup import build_run, find_run
 from .signals import StopSignals
-from .step import accumulate, gradient_histograms, read_figures, step_seed, update
+from .step import accumulate, gradient_histograms, step_seed, update
 
 
 def train(recipe: Recipe) -> Path:
@@ -100,8 +103,7 @@ def run_steps(run: TrainingRun, signals: StopSignals) -> Path:
         if before is not None:
             watched = {"grad_norm": grad_norm, "update_ratio": update_ratio(before, run.model)}
             watched |= {"gradient_noise": noise_scale(progress.noise)} if run.noise else {}
-            progress.logged = run.tracker.log_step(step, progress.tokens, progress.losses, values, watched)
-            progress.losses = []
+            run.tracker.log_step(progress, values, watched)
         if is_drawn:
             run.tracker.log_histograms(step, gradients | histograms(run.model))
         if stop:
@@ -113,20 +115,26 @@ def read_steps(run: TrainingRun) -> float:
 
     Ends the run with `Stopped` after too many gradients in a row that are not finite.
     """
-    progress, latest = run.progress, read_figures(run.accelerator, run.unread)
+    progress, figures = run.progress, torch.stack(run.unread)  # (steps, 5)
     run.unread.clear()
-    for step, figures in enumerate(latest, progress.step - len(latest) + 1):
-        progress.losses.append(figures.loss)
-        progress.skipped = progress.skipped + (not figures.overflow) if figures.skipped else 0
-        if run.noise and not figures.skipped:
-            progress.noise = add_step(progress.noise, figures.grad_norm**2, figures.squares, *run.loader.shares(step))
-        if figures.skipped:
-            count = "overflow in fp16" if figures.overflow else f"{progress.skipped} in a row"
-            text = f"loss {figures.loss}, gradient norm {figures.grad_norm}"
-            run.tracker.say(f"step {step}: {text}; the update was skipped ({count})")
-            if progress.skipped > run.recipe.training.max_skipped:
-                end_diverged(run, step, text)
-    return latest[-1].grad_norm
+    sums = run.accelerator.reduce(figures[:, :2].contiguous(), "sum").tolist()  # over processes
+    first = progress.step - len(sums) + 1
+    for step, (loss, squares), (_, _, grad_norm, before, after) in zip(itertools.count(first), sums, figures.tolist()):
+        progress.losses.append(loss)
+        if math.isfinite(grad_norm):
+            progress.skipped = 0
+            if run.noise:
+                parts = squares / (run.accelerator.num_processes * before) ** 2
+                progress.noise = add_step(progress.noise, grad_norm**2, parts, *run.loader.shares(step))
+            continue
+        overflow = math.isfinite(loss) and before > 1 and after < before  # only the scale was too large
+        progress.skipped += not overflow
+        count = "overflow in fp16" if overflow else f"{progress.skipped} in a row"
+        text = f"loss {loss}, gradient norm {grad_norm}"
+        run.tracker.say(f"step {step}: {text}; the update was skipped ({count})")
+        if progress.skipped > run.recipe.training.max_skipped:
+            end_diverged(run, step, text)
+    return grad_norm
 
 
 def end_diverged(run: TrainingRun, step: int, figures: str) -> NoReturn:

@@ -83,9 +83,7 @@ class Float32Products(TorchFunctionMode):
     `bfloat16()` returns a float32 copy instead.
     """
 
-    def __torch_function__(
-        self, func: Callable, types: Any, args: Sequence = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is torch.Tensor.bfloat16:
             return args[0].to(torch.float32, copy=True)
         return func(*args, **(kwargs or {}))

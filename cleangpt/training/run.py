@@ -11,8 +11,9 @@ from ..data.loader import Loader
 from ..data.prepare import PreparedData
 from ..recipe.keys import Recipe
 from ..reporting.hub import Publisher
+from ..reporting.progress import Progress
 from ..reporting.tracking import Tracker
-from .checkpoint import Progress, Saver
+from .checkpoint import Saver
 from .launch import StopVote
 from .noise import SquaredNorms
 

@@ -150,25 +150,22 @@ def refuse_changes(saved: Recipe, recipe: Recipe, parent: Path | None) -> None:
     found = differences(saved, recipe, (*FREE, "training.max_steps") if any_length else FREE)
     if any(key.startswith(("data.", "tokenizer.")) and key != "data.fingerprint" for key in found):
         found.pop("data.fingerprint", None)  # follows from them
-    name = f"--run.name={variant_name(recipe, {key: new for key, (_, new) in found.items()})}"
-    way_out = f"change it back, give the variant a name, {name} (training.resume=CHECKPOINT branches), or "
-    way_out += "set run.overwrite"
+    # A name for the variant, such as `adder-lr0.002`, from the first change that is short.
+    parts = [re.sub(r"[^\w.-]", "", f"{key.rsplit('.')[-1]}{new}") for key, (_, new) in found.items()]
+    name = f"--run.name={recipe.run.name}-{next((part for part in parts if len(part) < 30), 'variant')}"
+    way_out = (
+        f"change it back, give the variant a name, {name} (training.resume=CHECKPOINT branches), or set run.overwrite"
+    )
     problems = []
     for key, (old, new) in found.items():
         what = "the text, its tokenizer or its splits changed: " if key == "data.fingerprint" else ""
         problems.append((key, f"{what}{recipe.folder} was trained with {old!r}, got {new!r}; {way_out}"))
-    branch = Path(saved.branched_from.checkpoint).resolve() if saved.branched_from else None
-    if parent is not None and branch != parent.resolve() and not problems:
-        message = f"{recipe.folder} holds a run that did not branch from {parent}, choose another run.name"
-        problems.append(("training.resume", message))
     if problems:
         raise UserError(*problems)
-
-
-def variant_name(recipe: Recipe, changes: dict[str, Any]) -> str:
-    """A name for a run with `changes`: `adder-lr0.002`, from the first of them that is short."""
-    parts = [re.sub(r"[^\w.-]", "", f"{key.rsplit('.')[-1]}{value}") for key, value in changes.items()]
-    return f"{recipe.run.name}-{next((part for part in parts if len(part) < 30), 'variant')}"
+    branch = Path(saved.branched_from.checkpoint).resolve() if saved.branched_from else None
+    if parent is not None and branch != parent.resolve():
+        message = f"{recipe.folder} holds a run that did not branch from {parent}, choose another run.name"
+        raise UserError(("training.resume", message))
 
 
 def differences(one: Recipe, other: Recipe, free: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:

@@ -27,5 +27,4 @@ def describe_spread(folders: list[Path]) -> str:
     """A table of the runs' last evaluations, and their mean and standard deviation (of a sample, n - 1)."""
     table = pandas.DataFrame([last_metrics(folder) for folder in folders], [folder.name for folder in folders])
     table = table.filter(regex="^eval/")
-    spread = pandas.DataFrame({"mean": table.mean(), "std": table.std()}).T
-    return pandas.concat([table, spread]).to_string(float_format="{:.4f}".format)
+    return pandas.concat([table, table.agg(["mean", "std"])]).to_string(float_format="{:.4f}".format)

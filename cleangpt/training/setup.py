@@ -6,13 +6,12 @@ recipe ──> find_start ──> resolve: lengths, precision, attention, data, 
 import copy
 
 import numpy as np
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..data.arithmetic import ArithmeticSplit
 from ..data.loader import Loader, Share
 from ..data.prepare import PreparedData, prepare_data
 from ..data.tokenization import load_tokenizer
@@ -25,8 +24,9 @@ from ..recipe.keys import Recipe
 from ..recipe.schedules import sequences_per_step, source_shares, steps_for
 from ..recipe.values import ReadOnly
 from ..reporting.hub import Publisher
+from ..reporting.progress import Progress
 from ..reporting.tracking import Tracker
-from .checkpoint import Progress, Saver, load_optimizers, load_progress
+from .checkpoint import Saver, load_optimizers, load_progress
 from .launch import StopVote, on_main, start_accelerator, together
 from .memory import choose_micro_batch
 from .noise import SquaredNorms
@@ -70,10 +70,7 @@ def resolve(recipe: Recipe, saved: Recipe | None = None) -> tuple[Recipe, Prepar
 
 
 def find_run(recipe: Recipe) -> tuple[Recipe, PreparedData, Start]:
-    """Resolves a recipe and finds where its run starts: decided by the main process, the same on all of them.
-
-    A mistake that any process sees is a `UserError` on all.
-    """
+    """Resolves a recipe and finds where its run starts; all processes agree, also on a `UserError` that one sees."""
 
     def require_same_data() -> None:
         if data.fingerprint != recipe.data.fingerprint:
@@ -97,26 +94,24 @@ def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
         raise UserError(("training.batch_size", message), shared=True)
     network, progress = together(load_start, recipe, data, start)
     optimizers = build_optimizers(recipe.optimizer, network)
-    parameters, token_flops = network.num_parameters(), flops_per_token(network)
+    token_flops = flops_per_token(network)
     # FSDP changes the class of the object that it shards, so it gets another one.
     model, *optimizers = accelerator.prepare(copy.copy(network), *optimizers)
     if start.checkpoint is not None:
-        load_optimizers(accelerator, start.checkpoint, model, optimizers)
+        load_optimizers(start.checkpoint, model, optimizers)
+        if accelerator.scaler is not None and progress.scaler is not None:
+            accelerator.scaler.load_state_dict(progress.scaler)
     share = Share(
         process=accelerator.process_index,
         num_processes=accelerator.num_processes,
         micro_batch_size=training.micro_batch_size if isinstance(training.micro_batch_size, int) else None,
         device=accelerator.device,
     )
-    sequences = sequences_per_step(recipe)
-    loader = Loader(split, sequences, recipe.run.seed, share, source_shares(recipe))
+    loader = Loader(split, sequences_per_step(recipe), recipe.run.seed, share, source_shares(recipe))
     noise = watch_noise(network, loader) if recipe.tracking.gradient_noise else None
     on_main(open_folder, recipe, progress.step)
-    tracker = Tracker(accelerator, recipe, progress.step, progress.elapsed_s, token_flops)
-    tracker.say(describe(recipe, parameters, accelerator, progress.step))
-    tracker.say(describe_work(recipe, data, sequences, token_flops, tracker.peak_tokens))
     is_pushing = recipe.hub.push and accelerator.is_main_process
-    return TrainingRun(
+    run = TrainingRun(
         recipe=recipe,
         accelerator=accelerator,
         data=data,
@@ -124,7 +119,7 @@ def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
         network=network,
         optimizers=optimizers,
         loader=loader,
-        tracker=tracker,
+        tracker=Tracker(accelerator, recipe, progress, token_flops),
         saver=Saver(accelerator),
         publisher=Publisher(recipe.repo_id, recipe.hub.private, recipe.folder, is_pushing),
         stop_vote=StopVote(accelerator.num_processes),
@@ -132,6 +127,8 @@ def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
         noise=noise,
         max_steps=training.max_steps or 0,
     )
+    run.tracker.say(describe(run, token_flops))
+    return run
 
 
 def load_start(recipe: Recipe, data: PreparedData, start: Start) -> tuple[PreTrainedModel, Progress]:
@@ -184,35 +181,30 @@ def compile_blocks(model: nn.Module) -> None:
         block.compile()
 
 
-def describe(recipe: Recipe, parameters: int, accelerator: Accelerator, step: int) -> str:
-    """What is trained and where it starts, a line for each change of a branch."""
-    kind, processes = recipe.model.get("model_type", "model"), accelerator.num_processes
-    where = f"{processes} process{'es' if processes > 1 else ''} on {accelerator.device.type}"
-    precision = recipe.training.mixed_precision.replace("no", "float32")
-    begin = f", resuming from step {step}" if step else ""
-    lines = [f"{recipe.run.name}: {kind} with {parameters:,} parameters, {precision}, {where}{begin}"]
+def describe(run: TrainingRun, token_flops: int) -> str:
+    """What is trained, from where (a line for each change of a branch), on which data, for how long, and its cost."""
+    recipe, training, optimizer = run.recipe, run.recipe.training, run.recipe.optimizer
+    kind, processes = recipe.model.get("model_type", "model"), run.accelerator.num_processes
+    where = f"{processes} process{'es' if processes > 1 else ''} on {run.accelerator.device.type}"
+    precision = training.mixed_precision.replace("no", "float32")
+    begin = f", resuming from step {run.progress.step}" if run.progress.step else ""
+    parameters = f"{run.network.num_parameters():,} parameters"
+    lines = [f"{recipe.run.name}: {kind} with {parameters}, {precision}, {where}{begin}"]
     if recipe.branched_from is not None:
         lines.append(f"branched from {recipe.branched_from.checkpoint}")
         lines += [f"  {key}: {old!r} -> {new!r}" for key, (old, new) in recipe.branched_from.changes.items()]
-    return "\n".join(lines)
-
-
-def describe_work(
-    recipe: Recipe, data: PreparedData, sequences: np.ndarray, token_flops: int, peak_tokens: float
-) -> str:
-    """Data, schedule and cost of a run that draws `sequences` (steps,), a line each."""
-    split, training, optimizer = data.splits["train"], recipe.training, recipe.optimizer
-    name = recipe.data.path or ", ".join(recipe.data.parts)
-    unit = "problems" if isinstance(split, ArithmeticSplit) else "tokens"
-    sizes = ", ".join(f"{size:,} {unit} in {split_name}" for split_name, size in data.sizes.items())
-    drawn = int(sequences.sum())
-    tokens = drawn * split.sequence_length
+    split = run.data.splits["train"]
+    name, unit = recipe.data.path or ", ".join(recipe.data.parts), "tokens" if run.data.folders else "problems"
+    sizes = ", ".join(f"{size:,} {unit} in {split_name}" for split_name, size in run.data.sizes.items())
     rate = f"{optimizer.name} at {optimizer.lr:g}, {recipe.schedule.lr.style}, weight decay {optimizer.weight_decay:g}"
+    drawn = int(run.loader.ends[-1])
+    tokens = drawn * split.sequence_length
     cost = f"{tokens:,} tokens, {drawn / split.num_sequences:.2g} epochs, {tokens * token_flops:.1e} FLOPs"
     return "\n".join(
         [
+            *lines,
             f"data: {name}, {sizes}, {split.sequence_length} tokens in a sequence",
-            f"schedule: {len(sequences):,} steps of {training.batch_size:,} sequences, {rate}",
-            f"cost: {cost}, at least {tokens / peak_tokens:,.0f} s at this machine's peak",
+            f"schedule: {run.max_steps:,} steps of {training.batch_size:,} sequences, {rate}",
+            f"cost: {cost}, at least {tokens / run.tracker.peak_tokens:,.0f} s at this machine's peak",
         ]
     )

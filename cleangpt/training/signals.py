@@ -7,7 +7,7 @@ in the loop       (step, boundary)    sets a flag that the loop reads after each
 import signal
 import threading
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 
 from ..errors import Stopped
 
@@ -34,9 +34,7 @@ class StopSignals:
             self.previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exception: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type | None, exception: BaseException | None, traceback: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         if isinstance(exception, _StopAtOnce):

@@ -1,9 +1,6 @@
 """One optimizer step: reproducible randomness, a gradient that does not depend on how it is accumulated, one update."""
 
 import contextlib
-import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -68,29 +65,3 @@ def update(run: TrainingRun, values: Values, loss: Tensor) -> Tensor:
         after = scaler.scale(after)
     squares = torch.zeros_like(loss) + (0.0 if run.noise is None else run.noise.take())
     return torch.stack([loss, squares, grad_norm, before, after])
-
-
-class Figures(NamedTuple):
-    """What happened in a step, the same on all processes."""
-
-    loss: float  # mean nats over all targets
-    squares: float  # of the norms of the parts of the gradient that micro-steps bring, added up
-    grad_norm: float  # before clipping
-    overflow: bool  # whether the gradient was not finite only because of its scale, which fp16 then lowers
-
-    @property
-    def skipped(self) -> bool:
-        """Whether the update was skipped."""
-        return not math.isfinite(self.grad_norm)
-
-
-def read_figures(accelerator: Accelerator, unread: Sequence[Tensor]) -> list[Figures]:
-    """What `update` returned in several steps, added up over processes; waits for the device."""
-    rows = torch.stack([*unread])  # (steps, 5)
-    sums, processes = accelerator.reduce(rows[:, :2].contiguous(), "sum").tolist(), accelerator.num_processes
-    return [
-        Figures(
-            loss, squares / (processes * before) ** 2, grad_norm, math.isfinite(loss) and before > 1 and after < before
-        )
-        for (loss, squares), (_, _, grad_norm, before, after) in zip(sums, rows.tolist(), strict=True)
-    ]

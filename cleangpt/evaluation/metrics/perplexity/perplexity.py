@@ -26,7 +26,7 @@ Returns:
 def from_sums(nats: float, num_targets: float, num_bytes: float | None = None) -> dict[str, float]:
     """A split's figures from its sums, `bits_per_byte` if `num_bytes` is given; e^700 is near the largest float."""
     loss = nats / num_targets
-    figures = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "bits_per_token": loss / math.log(2)}
+    figures = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
     return figures if num_bytes is None else figures | {"bits_per_byte": nats / math.log(2) / num_bytes}
 
 
@@ -38,4 +38,5 @@ class Perplexity(evaluate.Metric):
         return evaluate.MetricInfo(DESCRIPTION, citation="", features=features, inputs_description=INPUTS)
 
     def _compute(self, nats: list[float], targets: list[float], bytes: list[float]) -> dict[str, float]:
-        return from_sums(math.fsum(nats), sum(targets), sum(bytes))
+        figures = from_sums(math.fsum(nats), sum(targets), sum(bytes))
+        return figures | {"bits_per_token": figures["loss"] / math.log(2)}

@@ -103,7 +103,8 @@ def follow(ends: Iterable[tuple[Recipe, int]], number: int) -> None:
             told = log_of(run).read_text().splitlines()[-1]
             if code == 0:
                 reached, metric = last_metrics(run.folder), run.checkpoint.metric
-                told = f"{metric} {reached.get(metric, math.nan):.4f}, {reached['elapsed_s']:,.0f} s"
+                value = math.nan if reached[metric] is None else reached[metric]  # JSON has no NaN
+                told = f"{metric} {value:.4f}, {reached['elapsed_s']:,.0f} s"
             if code == 2:
                 raise UserError((str(run.run.name), told.removeprefix("error: ")))
             if code > 2:

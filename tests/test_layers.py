@@ -21,7 +21,7 @@ FLOORS = [
     {
         "training": [
             *("signals", "launch", "checkpoint", "run_folder", "optim", "memory"),
-            *("noise", "run", "seeds", "step", "boundary", "setup", "loop"),
+            *("noise", "average", "run", "seeds", "step", "boundary", "setup", "loop"),
         ]
     },
     {"top": ["plan", "sweep"]},

@@ -38,7 +38,7 @@ def recipe(tmp_path_factory, text_file):
         "data": {"path": "text", "data_files": str(text_file), "block_size": 16},
         "tokenizer": {"train": {"kind": "char"}},
         "model": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
-        "training": {"max_steps": 6, "batch_size": 4, "macro_batch": 3},
+        "training": {"max_steps": 6, "batch_size": 4, "macro_batch": 3, "ema": 0.5},
         "optimizer": {"lr": 0.01},
         "checkpoint": {"keep_last": 9},
         "tracking": {"log_every": 1},

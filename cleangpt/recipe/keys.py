@@ -12,6 +12,7 @@ from .values import (
     BareNo,
     BelowOne,
     Count,
+    Decay,
     Fraction,
     Metric,
     Natural,
@@ -132,6 +133,9 @@ class Training(Section):
     """Gradients are scaled down to this norm; null leaves them alone."""
     max_skipped: Natural = 3
     """Updates in a row that may be skipped, because loss or gradient are not finite, before the run stops."""
+    ema: Decay | None = None
+    """Decay in a step of averaged weights (0.995, say), which are evaluated beside the others as `eval/ema/...`; `best`
+    takes the better. Null for none."""
     early_stopping: EarlyStopping = EarlyStopping()
     resume: Text = "auto"
     """`auto`: resume; `never`: refuse to; a checkpoint's folder: rewind its run or, under a new `run.name`, branch."""

@@ -21,6 +21,7 @@ Natural = Annotated[int, Field(ge=0), "a whole number from 0"]
 Positive = Annotated[float, Field(gt=0), "a number above 0"]
 NonNegative = Annotated[float, Field(ge=0), "a number from 0"]
 Fraction = Annotated[float, Field(ge=0, le=1), "a number from 0 to 1"]
+Decay = Annotated[float, Field(gt=0, lt=1), "a number between 0 and 1"]
 BelowOne = Annotated[float, Field(ge=0, lt=1), "a number from 0 to below 1"]
 Text = Annotated[str, Field(min_length=1, coerce_numbers_to_str=True), "text"]
 BareNo = BeforeValidator(lambda value: "no" if value is False else value)  # YAML reads an unquoted `no` as false

@@ -14,9 +14,10 @@ class Progress:
     tokens: int = 0  # targets trained on
     elapsed_s: float = 0.0  # added up over restarts
     metrics: dict = field(default_factory=dict)  # the latest evaluation
-    metric: str | None = None  # the `checkpoint.metric` that the next four fields are about
+    metric: str | None = None  # the `checkpoint.metric` that the next five fields are about
     best: float | None = None  # its best value so far
     best_step: int | None = None  # step of that evaluation
+    average_is_better: bool = False  # whether, in the latest evaluation, averaged weights were
     evaluations_without_gain: int = 0  # evaluations since then, which early stopping counts
     stopped_early: bool = False  # whether early stopping ended the run
     # Step of the latest boundary whose work is done. If a signal arrives just before a boundary, the resumed run does
@@ -32,8 +33,12 @@ class Progress:
         """Takes in the latest evaluation, decides whether the run stops early, and returns whether it is the best."""
         if self.metric != metric:
             self.metric, self.best, self.best_step, self.evaluations_without_gain = metric, None, None, 0
-        value = (self.logged | self.metrics)[metric]
-        gain = math.inf if self.best is None else (value - self.best) * (1 if metric == "eval/accuracy" else -1)
+        values, sign = self.logged | self.metrics, 1 if metric == "eval/accuracy" else -1
+        value = values[metric]
+        average = values.get(metric.replace("eval/", "eval/ema/"), math.nan)
+        self.average_is_better = math.isfinite(average) and not sign * (value - average) >= 0
+        value = average if self.average_is_better else value
+        gain = math.inf if self.best is None else (value - self.best) * sign
         if not math.isfinite(value):
             gain = -math.inf  # never the best, not even as the first
         self.evaluations_without_gain = 0 if gain > early_stopping.min_delta else self.evaluations_without_gain + 1

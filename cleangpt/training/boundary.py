@@ -11,7 +11,7 @@ from ..files import write_folder
 from ..hardware import describe_hardware
 from ..models.statistics import weight_norms
 from ..reporting.card import Report, write_card
-from .checkpoint import take_snapshot, write_checkpoint
+from .checkpoint import Tensors, copy_optimizers, copy_weights, write_checkpoint
 from .run import TrainingRun
 
 
@@ -42,8 +42,12 @@ def evaluate_validation(run: TrainingRun) -> dict[str, float]:
     progress, evaluation = run.progress, run.recipe.evaluation
     split = run.data.splits["validation"]
     num_rows = evaluation.num_problems if isinstance(split, ArithmeticSplit) else None
-    figures = evaluate(run.accelerator, run.model, split, evaluation.batch_size, evaluation.max_batches, num_rows)
-    metrics = {f"eval/{name}": value for name, value in figures.items()}
+    rows = evaluation.batch_size, evaluation.max_batches, num_rows
+    metrics = {f"eval/{name}": value for name, value in evaluate(run.accelerator, run.model, split, *rows).items()}
+    if run.average is not None:
+        with run.average.in_place():
+            averaged = evaluate(run.accelerator, run.model, split, *rows)
+        metrics |= {f"eval/ema/{name}": value for name, value in averaged.items()}
     watched = run.loader.coverage(progress.step) | weight_norms(run.model)
     run.tracker.log_evaluation(progress, metrics, watched)
     if prompts := example(run.data) if run.data.prompts is None else run.data.prompts:
@@ -63,19 +67,25 @@ def save(run: TrainingRun, folder: Path | None, checkpoint: bool, samples: tuple
     run.saver.wait()
     scaler = run.accelerator.scaler
     run.progress.elapsed_s, run.progress.scaler = run.tracker.elapsed_s, None if scaler is None else scaler.state_dict()
-    weights, optimizers = take_snapshot(run.accelerator, run.model, run.optimizers)
-    network, tokenizer = run.network, run.data.tokenizer
+    models, network, tokenizer = {"model": copy_weights(run.accelerator, run.model)}, run.network, run.data.tokenizer
+    if run.average is not None:
+        with run.average.in_place():
+            models["average"] = copy_weights(run.accelerator, run.model)
 
-    def write_model(folder: Path, report: Report | None = None) -> None:
+    def write_model(weights: Tensors, folder: Path, report: Report | None = None) -> None:
         network.save_pretrained(folder, state_dict=dict(weights))
         tokenizer.save_pretrained(folder)
         if report is not None:
             write_card(folder, report)
 
     if folder is not None:
-        run.saver.submit(write_folder, folder, partial(write_model, report=make_report(run, samples)))
+        best = "average" if folder.name == "best" and run.progress.average_is_better else "model"
+        write = partial(write_model, models[best], report=make_report(run, samples))
+        run.saver.submit(write_folder, folder, write)
     if checkpoint:
-        run.saver.submit(write_checkpoint, optimizers, write_model, deepcopy(run.progress), run.recipe)
+        optimizers = copy_optimizers(run.accelerator, run.model, run.optimizers)
+        writers = {name: partial(write_model, weights) for name, weights in models.items()}
+        run.saver.submit(write_checkpoint, optimizers, writers, deepcopy(run.progress), run.recipe)
 
 
 def make_report(run: TrainingRun, samples: tuple[str, ...] | None) -> Report:

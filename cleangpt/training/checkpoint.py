@@ -1,6 +1,7 @@
 """Checkpoints: everything a run needs to resume, in safetensors and JSON.
 
     checkpoints/step-00000500/model/                   a `from_pretrained` folder with its tokenizer
+                              average/                 another one, with `training.ema`
                               optimizer.safetensors    state of every optimizer, by weight
                               state.json               what else a run knows, see `Progress`
                               recipe.yaml              the recipe as resolved
@@ -61,13 +62,11 @@ def newest_checkpoint(run_folder: Path) -> Path | None:
     return newest
 
 
-def take_snapshot(accelerator: Accelerator, model: nn.Module, optimizers: Optimizers) -> tuple[Tensors, Tensors]:
-    """Copies weights and optimizer state (`_by_entry`) into the main process's memory; all processes call it."""
+def copy_weights(accelerator: Accelerator, model: nn.Module) -> Tensors:
+    """Copies a model's weights into the main process's memory; all processes call it."""
     weights = accelerator.get_state_dict(model)
-    full = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on the main process only
-    everything: Any = get_optimizer_state_dict(model, [each.optimizer for each in optimizers], options=full)
     if not accelerator.is_main_process:
-        return {}, {}
+        return {}
     copies: dict[tuple, torch.Tensor] = {}  # by place in memory, so that tied weights stay tied
 
     def copy(tensor: torch.Tensor) -> torch.Tensor:
@@ -78,9 +77,15 @@ def take_snapshot(accelerator: Accelerator, model: nn.Module, optimizers: Optimi
 
     for name, source in getattr(accelerator.unwrap_model(model), "all_tied_weights_keys", {}).items():
         weights[name] = weights[source]  # FSDP gathers each name by itself
-    weights = {name: copy(weight) for name, weight in weights.items()}
-    state = {name: copy(value).contiguous() for name, value in _by_entry(everything.get("state", {})).items()}
-    return weights, state
+    return {name: copy(weight) for name, weight in weights.items()}
+
+
+def copy_optimizers(accelerator: Accelerator, model: nn.Module, optimizers: Optimizers) -> Tensors:
+    """Copies the state of optimizers (`_by_entry`) into the main process's memory; all processes call it."""
+    full = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on the main process only
+    everything: Any = get_optimizer_state_dict(model, [each.optimizer for each in optimizers], options=full)
+    state = everything.get("state", {}) if accelerator.is_main_process else {}
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in _by_entry(state).items()}
 
 
 class Saver:
@@ -102,12 +107,13 @@ class Saver:
 
 
 def write_checkpoint(
-    optimizers: Tensors, write_model: Callable[[Path], None], progress: Progress, recipe: Recipe
+    optimizers: Tensors, models: dict[str, Callable[[Path], None]], progress: Progress, recipe: Recipe
 ) -> None:
-    """Writes `checkpoints/step-N` and deletes the checkpoints that `recipe.checkpoint` does not keep."""
+    """Writes `checkpoints/step-N`, `models` by folder, and deletes what `recipe.checkpoint` does not keep."""
 
     def fill(folder: Path) -> None:
-        write_model(folder / "model")
+        for name, write_model in models.items():
+            write_model(folder / name)
         save_file(optimizers, folder / "optimizer.safetensors")
         (folder / "state.json").write_text(json.dumps(dataclasses.asdict(progress), indent=1))
         (folder / "recipe.yaml").write_text(recipe.to_yaml())

@@ -95,6 +95,8 @@ def run_steps(run: TrainingRun, signals: StopSignals) -> Path:
         gradients = gradient_histograms(run) if is_drawn else {}
         before = copy_weights(run.model) if is_due else None
         run.unread.append(update(run, values, loss))  # clipped, stepped, zeroed; skipped if the gradient is not finite
+        if run.average is not None:
+            run.average.update(step)
         progress.step, progress.tokens = step, progress.tokens + batch.num_targets
         run.tracker.count_step(batch.num_targets, batch.num_tokens)
         stop = run.stop_vote(signals.received)

@@ -69,16 +69,19 @@ def simulate(
             fake_loss(recipe, model.eval(), rows, validation.sequence_length)
     weights, state, activations = (forward[kind] for kind in ("Parameter", "Optstate", "Activation"))
     peak, evaluation_peak = (tracker.get_tracker_snapshot("peak")[CPU]["Total"] for tracker in (step, evaluation))
+    average = 0 if recipe.training.ema is None else weights
+    peak, evaluation_peak = peak + average, evaluation_peak + average
     if num_processes > 1 and micro_steps == 1:
         peak += weights  # the buckets in which processes average gradients stay allocated
     if default_device() == CPU:
-        peak += weights + state  # the copy from which a checkpoint is written while training continues
+        peak += weights + average + state  # the copy from which a checkpoint is written while training continues
     ddp = Memory(weights, weights, state, activations, peak, evaluation_peak)
     if num_processes == 1:
         return model, ddp, ddp
     gathered, shard, state_shard = gathered_bytes(model), weights // num_processes, state // num_processes
-    evaluation_peak += gathered - (weights - shard) - (state - state_shard)
-    peak += gathered - 2 * (weights - shard) - (state - state_shard)
+    spared = (weights - shard) + (average - average // num_processes) + (state - state_shard)
+    evaluation_peak += gathered - spared
+    peak += gathered - spared - (weights - shard)  # and of gradients
     return model, ddp, Memory(shard, shard, state_shard, activations + gathered, peak, evaluation_peak)
 
 

@@ -13,6 +13,7 @@ from ..recipe.keys import Recipe
 from ..reporting.hub import Publisher
 from ..reporting.progress import Progress
 from ..reporting.tracking import Tracker
+from .average import Average
 from .checkpoint import Saver
 from .launch import StopVote
 from .noise import SquaredNorms
@@ -35,5 +36,6 @@ class TrainingRun:
     stop_vote: StopVote
     progress: Progress
     noise: SquaredNorms | None  # with `tracking.gradient_noise`
+    average: Average | None  # with `training.ema`
     max_steps: int
     unread: list[Tensor] = field(default_factory=list)  # `update`'s figures of the latest steps, on the device

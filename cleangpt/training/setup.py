@@ -26,6 +26,7 @@ from ..recipe.values import ReadOnly
 from ..reporting.hub import Publisher
 from ..reporting.progress import Progress
 from ..reporting.tracking import Tracker
+from .average import Average
 from .checkpoint import Saver, load_optimizers, load_progress
 from .launch import StopVote, on_main, start_accelerator, together
 from .memory import choose_micro_batch
@@ -101,6 +102,11 @@ def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
         load_optimizers(start.checkpoint, model, optimizers)
         if accelerator.scaler is not None and progress.scaler is not None:
             accelerator.scaler.load_state_dict(progress.scaler)
+    average = None
+    if training.ema is not None:
+        saved = start.checkpoint / "average" if start.checkpoint else None  # a branch's parent may have none
+        begun = load_model(saved, key="training.resume") if saved and saved.exists() else None
+        average = Average(network, training.ema, begun)
     share = Share(
         process=accelerator.process_index,
         num_processes=accelerator.num_processes,
@@ -125,6 +131,7 @@ def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
         stop_vote=StopVote(accelerator.num_processes),
         progress=progress,
         noise=noise,
+        average=average,
         max_steps=training.max_steps or 0,
     )
     run.tracker.say(describe(run, token_flops))

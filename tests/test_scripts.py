@@ -249,7 +249,8 @@ def test_a_profile_finds_what_takes_the_time(options, largest, tiny_text, tmp_pa
     trace = tmp_path / "trace.json"
     code, out, _ = call_script("profile_run.py", tiny_text, "--trace", trace, *options)
     shares = {line[:22].strip(): float(line[22:33]) for line in out.splitlines()[1:-2]}
-    assert code == 0 and max(shares, key=shares.get) == largest and min(shares.values()) > 0
+    computed = {part: share for part, share in shares.items() if part != "loop"}  # which waits where others compute too
+    assert code == 0 and max(computed, key=computed.get) == largest and min(shares.values()) > 0
     assert list(shares) == [*("attention", "MLP", "embeddings and norms", "head and loss", "optimizer", "data", "loop")]
     names = [event.get("name") for event in json.loads(trace.read_text())["traceEvents"]]
     assert names.count("optimizer") == names.count("data") == 6

@@ -67,13 +67,13 @@ class NanoLlamaRotaryEmbedding(nn.Module):
         angles = position_ids[..., None].float() * self.inv_freq.to(hidden_states.device)  # (batch, time, head_dim / 2)
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)  # (batch, time, head_dim)
-        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (batch, 1, time, head_dim), the same for all heads
         return cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotates each pair (i, i + head_dim / 2) of `states` (batch, heads, time, head_dim) by its angle."""
-    cos, sin = cos.to(states.dtype), sin.to(states.dtype)  # bf16 if autocast made the states bf16: twice as fast
+    # (batch, 1, time, head_dim), in bf16 if autocast made the states bf16: twice as fast
+    cos, sin = cos.unsqueeze(1).to(states.dtype), sin.unsqueeze(1).to(states.dtype)
     return states * cos + states.roll(states.shape[-1] // 2, dims=-1) * sin
 
 

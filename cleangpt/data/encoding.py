@@ -33,6 +33,7 @@ from .text import brings_ids, cut, identify, load_splits, release_file, source_e
 from .tokenization import has_unknown
 
 BATCH = 1 << 20  # characters that the tokenizer gets at once, or ids written at once
+SHARE = 8  # batches for which another process pays
 logger = logging.getLogger(__name__)
 
 
@@ -52,26 +53,25 @@ def build_text(data: Data, tokenizer: PreTrainedTokenizerFast, takes_ids: bool =
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()  # they are for who watches
         has_ids = takes_ids and not is_chat and brings_ids(raw, data)
-        summary = {}
+        texts, summary = folder / "texts", {}
         for name, rows in cut(raw, data, has_ids).items():
-            key = f"{fingerprint(ingredients)}-{name}"
-            if has_ids:
-                counts = _write_ids(tokenizer, rows(), folder / name)
-            else:
-                texts = folder / "texts" / f"{name}.arrow"
-                counts = _write_texts(texts, rows(), is_chat)
+            counts = (
+                _write_ids(tokenizer, rows(), folder / name) if has_ids else _write_texts(texts, name, rows(), is_chat)
+            )
             if not counts["documents"]:
                 raise source_error(data, f"no text for the {name} split")
             if empty := counts["empty"]:
                 logger.warning(f"{empty:,} rows of the {name} split have no text and were skipped")
+            summary[name] = counts
+        for name, counts in reversed(summary.items()):  # once it has forked, a process tokenizes in one thread
+            key = f"{fingerprint(ingredients)}-{name}"
             if not has_ids:
-                encoder = Encoder(tokenizer, texts, data.path != "text", is_chat)
+                encoder = Encoder(tokenizer, texts / f"{name}.arrow", data.path != "text", is_chat)
                 tokenize(encoder, folder / name, key, data.num_proc)
             counts["tokens"] = describe_split(folder / name, key)
             if data.path == "text":
                 counts["documents"] = 1  # in pieces
-            summary[name] = counts
-        shutil.rmtree(folder / "texts", ignore_errors=True)
+        shutil.rmtree(texts, ignore_errors=True)
         tokenizer.save_pretrained(folder / "tokenizer")
         (folder / "dataset_dict.json").write_text(json.dumps({"splits": [*summary]}))
         (folder / "summary.json").write_text(json.dumps(summary, indent=1))
@@ -79,7 +79,7 @@ def build_text(data: Data, tokenizer: PreTrainedTokenizerFast, takes_ids: bool =
     return build_once(ingredients, build)
 
 
-def _write_texts(path: Path, texts: Iterator[str], is_chat: bool) -> dict[str, int]:
+def _write_texts(folder: Path, name: str, texts: Iterator[str], is_chat: bool) -> dict[str, int]:
     """Writes texts for `tokenize`; counts them, their UTF-8 bytes, and empty ones, which are left out.
 
     The bytes of a conversation are those of what the assistant says.
@@ -91,7 +91,7 @@ def _write_texts(path: Path, texts: Iterator[str], is_chat: bool) -> dict[str, i
             counts["bytes"] += sum(len((said(text) if is_chat else text).encode()) for text in batch)
             yield pyarrow.table({"texts": pyarrow.array([batch], pyarrow.list_(pyarrow.large_string()))})
 
-    write_tables(tables(), path)
+    write_tables(tables(), folder / f"{name}.arrow")
     return counts
 
 
@@ -167,7 +167,7 @@ class Encoder:
         """
         if has_end and not is_chat and tokenizer.eos_token_id is None:
             raise UserError(("tokenizer.path", "expected a tokenizer with an end token (eos_token) between documents"))
-        self.tokenizer, self.texts, self.process = tokenizer, texts, os.getpid()
+        self.tokenizer, self.texts, self.process, self.calls = tokenizer, texts, os.getpid(), 0
         self.end, self.is_chat = [tokenizer.eos_token_id] if has_end else [], is_chat
 
     def __call__(self, rows: pyarrow.Table) -> pyarrow.Table:
@@ -175,7 +175,9 @@ class Encoder:
             for number in (signal.SIGTERM, signal.SIGUSR1):  # the run's handlers are not for its workers,
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it ends after a Ctrl-C
-        release_file(self.texts)
+        self.calls += 1
+        if self.calls % SHARE == 0:
+            release_file(self.texts)
         return self.encode(rows.column("texts").chunk(0).flatten().to_pylist())
 
     def encode(self, texts: list[str]) -> pyarrow.Table:
@@ -211,7 +213,7 @@ def tokenize(encoder: Encoder, folder: Path, key: str, num_proc: int | None) -> 
             remove_columns=source.column_names,
             cache_file_name=str(folder / "data.arrow"),
             new_fingerprint=key,
-            num_proc=num_proc and min(num_proc, len(source)),
+            num_proc=min(num_proc or 0, len(source) // SHARE) or None,
             desc=f"Tokenizing {folder.name}",
         )
     except multiprocess.TimeoutError as error:  # of workers that end late, after what really went wrong

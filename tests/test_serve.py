@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, needs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -33,6 +34,7 @@ def exported(tmp_path_factory) -> dict[str, Path]:
     """Exported folders of small random models with 64 positions."""
     folder = tmp_path_factory.mktemp("serve")
     for name, make in MODELS.items():
+        torch.manual_seed(0)
         model = make()
         model.generation_config = generation_config(TOKENIZER, 32)
         model.save_pretrained(folder / name)

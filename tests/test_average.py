@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import read_metrics
 from faults import left_behind
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from cleangpt import Stopped, UserError, load_recipe, train
@@ -30,6 +31,9 @@ def test_the_better_of_both_is_the_best(tiny_text):
     checkpoint = recipe.folder / "checkpoints" / f"step-{last['step']:08d}"
     best, average = (folder / "model.safetensors" for folder in (recipe.folder / "best", checkpoint / "average"))
     assert best.read_bytes() == average.read_bytes()
+    card = ModelCard.load(recipe.folder / "best" / "README.md").data
+    assert [result.metric_type for result in card.eval_results] == ["loss", "perplexity", "bits_per_byte"]
+    assert card.eval_results[0].metric_value == pytest.approx(last["eval/ema/loss"], abs=1e-4)
     train(tuned := load_recipe(tiny_text, ["--run.name=tuned", f"--model.init_from={recipe.folder / 'best'}"]))
     assert read_metrics(tuned.folder)[0]["eval/loss"] == pytest.approx(last["eval/ema/loss"], abs=1e-6)
 

@@ -92,7 +92,7 @@ class ArithmeticSplit:
         answer, order = _compute(a, b, data.path), slice(None, None, -1 if data.reverse_answer else 1)
         operator, equals = (np.full((len(a), int(data.signs)), ord(sign)) for sign in (OPERATORS[data.path], "="))
         codes = [a + ord("0"), operator, b + ord("0"), equals, answer[:, order] + ord("0")]
-        kept = [_significant(a), operator > 0, _significant(b), equals > 0, _significant(answer)[:, order]]
+        kept = [significant(a), operator > 0, significant(b), equals > 0, significant(answer)[:, order]]
         return np.concatenate(codes, axis=1).astype(np.uint8), np.concatenate(kept, axis=1) | data.zero_pad
 
     def texts(self, indices: np.ndarray) -> list[tuple[str, str]]:
@@ -190,7 +190,7 @@ def _compute(a: np.ndarray, b: np.ndarray, path: str) -> np.ndarray:
     return columns
 
 
-def _significant(digits: np.ndarray) -> np.ndarray:
+def significant(digits: np.ndarray) -> np.ndarray:
     """Which digits are not leading zeros, bool; the last digit of a zero counts."""
     kept = np.maximum.accumulate(digits != 0, axis=1)
     kept[:, -1] = True

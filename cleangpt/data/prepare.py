@@ -97,10 +97,10 @@ def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     if training is None:
         built = [part for part in data.parts.values() if part.path not in FILES]  # which may bring theirs
         return load_tokenizer(recipe.tokenizer.path or own_tokenizer(built[0]))
-    return load_tokenizer(_train_on_sources(data, training))
+    return load_tokenizer(_train_on_data(data, training))
 
 
-def _train_on_sources(data: Data, training: TokenizerTraining) -> Path:
+def _train_on_data(data: Data, training: TokenizerTraining) -> Path:
     """The folder of a tokenizer trained on the data, unless it is cached: on each source by its mean weight."""
     parts, raw, shares = [*data.parts.values()], [], [1.0]
     for number, part in enumerate(parts):

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.arithmetic import ArithmeticSplit, read_answer
+from ..data.arithmetic import ArithmeticSplit, read_answer, significant
 from .evaluate import evaluate_rows
 from .metrics.arithmetic_exact_match.arithmetic_exact_match import score_answers
 from .writing import solve
@@ -60,16 +60,10 @@ def grade(
         right=right,
         digits=digits,
         carries=count_carries(a, b, split.data.path),
-        lengths=np.stack([count_digits(a), count_digits(b)], axis=1),
+        lengths=np.stack([significant(a).sum(axis=1), significant(b).sum(axis=1)], axis=1),
         is_number=np.array([read_answer(answer, split.data) is not None for answer in answers]),
     )
     return {**figures, "accuracy": float(right.mean())}, grades
-
-
-def count_digits(digits: np.ndarray) -> np.ndarray:
-    """Length of each number without leading zeros, int (n,), from its digits (n, digits); 1 for zero."""
-    leading = (digits != 0).argmax(axis=1)
-    return np.where(digits.any(axis=1), digits.shape[1] - leading, 1)
 
 
 def count_carries(a: np.ndarray, b: np.ndarray, path: str) -> np.ndarray:

@@ -253,8 +253,7 @@ def _wandb_lines(file: Path) -> Iterator[dict[str, Any]]:
 
     The format is that of LevelDB's log after a header of 7 bytes: blocks of 32 KB, with records cut at their ends.
     """
-    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made at import
-
+    record_type = import_module("wandb.proto.wandb_internal_pb2").Record
     content, place, parts = file.read_bytes(), 7, b""
     while place + 7 <= len(content):
         if (room := 32768 - place % 32768) < 7:
@@ -263,7 +262,7 @@ def _wandb_lines(file: Path) -> Iterator[dict[str, Any]]:
         _, length, kind = struct.unpack_from("<IHB", content, place)  # kind: 1 whole, 2 first, 3 middle, 4 last
         parts, place = parts + content[place + 7 : place + 7 + length], place + 7 + length
         if kind in (1, 4) and place <= len(content):
-            record, parts = Record.FromString(parts), b""
+            record, parts = record_type.FromString(parts), b""
             items = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
             if "step" in items:
                 yield {**items, "step": int(items["step"])}

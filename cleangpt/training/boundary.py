@@ -32,7 +32,7 @@ def end_macro_batch(run: TrainingRun) -> None:
         run.tracker.say(f"no gain in {metric}, {waited} of {patience} evaluations until the run stops")
     due = macro_batch % recipe.checkpoint.every == 0 or last or progress.stopped_early
     if recipe.checkpoint.save:
-        save(run, folder / "best" if better else None, due)
+        save(run, folder / "best" if better else None, due, averaged=progress.average_is_better)
     if recipe.hub.push and (better if recipe.hub.every is None else macro_batch % recipe.hub.every == 0):
         run.saver.submit(run.publisher.push, folder / "best", f"Best model, pushed at step {progress.step}")
 
@@ -57,10 +57,20 @@ def evaluate_validation(run: TrainingRun) -> dict[str, float]:
     return metrics
 
 
-def save(run: TrainingRun, folder: Path | None, checkpoint: bool, samples: tuple[str, ...] | None = None) -> None:
+def save(
+    run: TrainingRun,
+    folder: Path | None,
+    checkpoint: bool,
+    samples: tuple[str, ...] | None = None,
+    averaged: bool = False,
+) -> None:
     """Copies the state of the run, and writes a model's folder, a checkpoint, or both in the background.
 
-    All processes call it. `samples` are texts of the final model, which make its card the run's report.
+    All processes call it.
+
+    Args:
+        samples: texts of the final model, which make its card the run's report.
+        averaged: whether the model's folder gets the averaged weights.
     """
     if folder is None and not checkpoint:
         return
@@ -79,25 +89,27 @@ def save(run: TrainingRun, folder: Path | None, checkpoint: bool, samples: tuple
             write_card(folder, report)
 
     if folder is not None:
-        best = "average" if folder.name == "best" and run.progress.average_is_better else "model"
-        write = partial(write_model, models[best], report=make_report(run, samples))
-        run.saver.submit(write_folder, folder, write)
+        weights, report = models["average" if averaged else "model"], make_report(run, samples, averaged)
+        run.saver.submit(write_folder, folder, partial(write_model, weights, report=report))
     if checkpoint:
         optimizers = copy_optimizers(run.accelerator, run.model, run.optimizers)
         writers = {name: partial(write_model, weights) for name, weights in models.items()}
         run.saver.submit(write_checkpoint, optimizers, writers, deepcopy(run.progress), run.recipe)
 
 
-def make_report(run: TrainingRun, samples: tuple[str, ...] | None) -> Report:
-    """What the card of a model of this run says."""
-    network, progress = run.network, run.progress
+def make_report(run: TrainingRun, samples: tuple[str, ...] | None, averaged: bool) -> Report:
+    """What the card of a model of this run says; of its averaged weights, where it has those."""
+    network, progress = run.network, deepcopy(run.progress)
+    own = {name: value for name, value in progress.metrics.items() if not name.startswith("eval/ema/")}
+    other = {name.replace("/ema", "", 1): value for name, value in progress.metrics.items() if name not in own}
+    progress.metrics = own | (other if averaged else {})
     native = {"nanogpt": "gpt2", "nanollama": "qwen3" if getattr(network.config, "use_qk_norm", False) else "llama"}
     return Report(
         recipe=run.recipe,
         model_type=network.config.model_type,
         native=native.get(network.config.model_type),
         parameters=network.num_parameters(),
-        progress=deepcopy(progress),
+        progress=progress,
         split_sizes=run.data.sizes,
         example=run.data.example,
         num_processes=run.accelerator.num_processes,

@@ -1,9 +1,11 @@
 """Writing text faster; the same file in the folder of each model, since a saved model brings its own code."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationConfig, GenerationMixin
 
 ROOM = 64  # tokens, for which a cache makes room at once
 BIG = 300_000  # multiplications: below that, oneDNN takes longer to start than it gains
@@ -32,7 +34,7 @@ class RoomyLayer(DynamicLayer):
     rooms: list[torch.Tensor] | None = None  # for keys and values, each (batch, heads, past and room, head_dim)
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         past, time = self.get_seq_length(), key_states.shape[-2]
         if torch.is_grad_enabled():  # written in place, a gradient would miss what was there
@@ -58,7 +60,9 @@ class RoomyLayer(DynamicLayer):
 class RoomyGenerationMixin(GenerationMixin):
     """`generate` with a cache of `RoomyLayer`s wherever transformers takes its own `DynamicCache`."""
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args):
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
+    ) -> None:
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
         cache = model_kwargs.get("past_key_values")
         if type(cache) is DynamicCache and not cache.get_seq_length():

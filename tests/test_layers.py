@@ -16,7 +16,7 @@ FLOORS = [
         ],
         "reporting": ["progress", "tracking", "card", "hub"],
     },
-    {"models": ["nanogpt", "nanollama", "statistics", "loss", "build", "checkpoints", "convert"]},
+    {"models": ["nanogpt", "nanollama", "statistics", "loss", "width", "build", "checkpoints", "convert"]},
     {"evaluation": ["metrics", "evaluate", "writing", "grading"]},
     {
         "training": [

@@ -154,6 +154,9 @@ class Optimizer(Section):
     """Added to AdamW's denominator."""
     weight_decay: NonNegative = 0.1
     """Decoupled weight decay of matrices and embeddings; biases and norms have none."""
+    reference_width: Count | None = None
+    """The `hidden_size` at which `lr` was found: initial weights and rates are scaled so that it suits the model's own
+    (muP, arXiv 2203.03466). Null scales nothing."""
 
 
 class Schedule(Section):

@@ -1,16 +1,18 @@
 """Optimizers, and the learning rate and weight decay of each step."""
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW, Muon
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from ..hardware import has_native_bf16
+from ..models.width import final_norm, hidden_matrices
 from ..recipe.keys import Optimizer
 
 
@@ -19,31 +21,36 @@ def build_optimizers(optimizer: Optimizer, model: PreTrainedModel) -> list[torch
 
     With `adamw`, matrices and embeddings decay and vectors (biases, norms) do not, as in nanoGPT. `muon` (Jordan et
     al., 2024) takes the hidden matrices and leaves embeddings, head and vectors to AdamW; its update is scaled to the
-    size of AdamW's (arXiv 2502.16982), so that one rate serves both.
+    size of AdamW's (arXiv 2502.16982), so that one rate serves both. With `reference_width`, rates are scaled as
+    `models/width.py` says.
     """
     rates: dict[str, Any] = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
+    hidden = {id(weight): weight for weight in hidden_matrices(model) if weight.requires_grad}
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    vectors = [weight for weight in weights if weight.ndim < 2]
-    matrices = [weight for weight in weights if weight.ndim >= 2]
+    ratio, scaled = 1.0, {*hidden}
+    if optimizer.reference_width is not None:
+        ratio = optimizer.reference_width / model.config.hidden_size
+        scaled |= {id(weight) for weight in final_norm(model).parameters()}
     optimizers: list[torch.optim.Optimizer] = []
     if optimizer.name == "muon":
-        outer = {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
-        outer |= {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-        hidden = [weight for weight in matrices if weight.ndim == 2 and id(weight) not in outer]
-        matrices = [weight for weight in matrices if weight.ndim != 2 or id(weight) in outer]
-        optimizers.append(Muon(hidden, **rates, adjust_lr_fn="match_rms_adamw"))
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    return [*optimizers, AdamW(groups, **rates, betas=optimizer.betas, eps=optimizer.eps, fused=True)]
+        group = {"params": [*hidden.values()], "scale": math.sqrt(ratio)}
+        optimizers.append(Muon([group], **rates, adjust_lr_fn="match_rms_adamw"))
+        weights = [weight for weight in weights if id(weight) not in hidden]
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for weight in weights:
+        scale = ratio if id(weight) in scaled else 1.0
+        groups.setdefault((scale, optimizer.weight_decay if weight.ndim >= 2 else 0.0), []).append(weight)
+    sections = [{"params": group, "scale": key[0], "weight_decay": key[1]} for key, group in groups.items()]
+    return [*optimizers, AdamW(sections, **rates, betas=optimizer.betas, eps=optimizer.eps, fused=True)]
 
 
 def set_hyperparameters(optimizers: Sequence[torch.optim.Optimizer], lr: float, weight_decay: float) -> None:
-    """Sets the rate of every group, and the weight decay of those that decay."""
+    """Sets the rate of every group, and the weight decay of those that decay, by the same amount a step in each."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["scale"]
             if group.setdefault("decays", group["weight_decay"] > 0):
-                group["weight_decay"] = weight_decay
+                group["weight_decay"] = weight_decay / group["scale"]
 
 
 def apply_updates(optimizers: Sequence[torch.optim.Optimizer], finite: Tensor) -> None:

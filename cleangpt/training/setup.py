@@ -20,6 +20,7 @@ from ..hardware import choose_precision, default_device
 from ..models.build import block_size, build_model, choose_attention, config_for, load_config, load_model
 from ..models.loss import check_documents
 from ..models.statistics import flops_per_token
+from ..models.width import scale_initial
 from ..recipe.keys import Recipe
 from ..recipe.schedules import sequences_per_step, source_shares, steps_for
 from ..recipe.values import ReadOnly
@@ -148,6 +149,8 @@ def load_start(recipe: Recipe, data: PreparedData, start: Start) -> tuple[PreTra
     progress = load_progress(start.checkpoint) if start.checkpoint else Progress()
     if start.checkpoint is None:
         model = build_model(recipe.model, data.tokenizer, split, recipe.run.seed)
+        if recipe.optimizer.reference_width is not None and "init_from" not in recipe.model:
+            scale_initial(model, recipe.optimizer.reference_width)
     elif start.parent is None:
         model = load_model(start.checkpoint / "model", attention)
     else:

@@ -114,18 +114,19 @@ def has_native_bf16(device: torch.device) -> bool:
 def peak_flops(device: torch.device, dtype: torch.dtype, num_threads: int) -> float:
     """Floating-point operations per second of a square matrix product, cached by device, type and number of threads.
 
-    Products grow until one takes 20 ms, so that a type the hardware only emulates does not delay the run. What they
-    occupied does not count in `peak_memory`.
+    Products grow until one takes 5 ms, so that the run need not wait. What they occupied does not count in
+    `peak_memory`.
     """
-    best, slowest, size = 0.0, 0.0, 256
-    while slowest < 0.02 and size <= 8192:
+    best, took, size = 0.0, 0.0, 256
+    while took < 0.005 and size <= 8192:
         one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        times = []
         for _ in range(3):
             started = time.perf_counter()
             (one @ other)[0, 0].item()  # waits for the device
-            seconds = time.perf_counter() - started
-            best, slowest = max(best, 2 * size**3 / seconds), seconds
-        size *= 2
+            times.append(time.perf_counter() - started)
+        took = min(times)
+        best, size = max(best, 2 * size**3 / took), 2 * size
     del one, other
     if device.type == "cpu":
         with contextlib.suppress(OSError):  # Linux forgets the most that was resident; elsewhere it stays

@@ -1,6 +1,7 @@
 """Loss and task accuracy over a split, on any number of processes."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,7 +17,6 @@ from ..data.mixture import Mixture
 from ..data.packing import TextSplit
 from ..data.splits import IGNORED, Split
 from ..models.loss import sum_nats
-from .metrics.perplexity.perplexity import from_sums
 
 MAX_GRADED = 200_000  # problems of an arithmetic split, which may have 10^24, where no number is given
 
@@ -56,6 +56,13 @@ def evaluate(
         nats, num_targets = nats + loss * targets, num_targets + targets
         num_bytes += source.num_bytes * targets / source.num_targets
     return from_sums(nats, num_targets, num_bytes) | losses
+
+
+def from_sums(nats: float, num_targets: float, num_bytes: float | None = None) -> dict[str, float]:
+    """A split's figures from its sums, `bits_per_byte` if `num_bytes` is given; e^700 is near the largest float."""
+    loss = nats / num_targets
+    figures = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+    return figures if num_bytes is None else figures | {"bits_per_byte": nats / math.log(2) / num_bytes}
 
 
 def evaluate_rows(

@@ -13,7 +13,6 @@ from typing import Any
 import pandas
 import yaml
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
-from matplotlib.figure import Figure
 
 from ..files import digest
 from ..recipe.keys import ARITHMETIC, FILES, Data, Recipe
@@ -173,6 +172,8 @@ def _argument_without_paths(argument: str) -> str:
 
 def draw_curves(metrics: Path, picture: Path) -> None:
     """Draws loss, learning rate and, for arithmetic, accuracy of a `metrics.jsonl` over the steps as a PNG file."""
+    from matplotlib.figure import Figure  # half a second that only a picture needs
+
     lines = pandas.read_json(metrics, lines=True).set_index("step").dropna(axis="columns", how="all")
     panels = {
         "loss (nats per token)": ["train/loss", "eval/loss"],

@@ -20,7 +20,6 @@ import pandas
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
-from matplotlib.image import imread
 from tqdm import tqdm
 
 from ..files import write_file
@@ -145,6 +144,8 @@ class Tracker:
         """Gives a PNG file to the trackers."""
         for tracker in self.trackers:
             if tracker.name == "tensorboard":
+                from matplotlib.image import imread
+
                 tracker.log_images({name: imread(path)[None, :, :, :3]}, step=step, dataformats="NHWC")
             else:
                 self._log(tracker, {"step": step, name: import_module(tracker.name).Image(str(path))})

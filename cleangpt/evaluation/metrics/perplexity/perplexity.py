@@ -11,6 +11,8 @@ import math
 import datasets
 import evaluate
 
+from cleangpt.evaluation.evaluate import from_sums
+
 DESCRIPTION = "Perplexity and its logarithms, weighted by tokens, however the text is cut into rows and batches."
 INPUTS = """
 Args:
@@ -21,13 +23,6 @@ Returns:
     `loss`, nats per target; `perplexity`, e^loss; `bits_per_token`, loss / ln 2; `bits_per_byte`, nats / ln 2 / bytes,
     which compares models with different tokenizers.
 """
-
-
-def from_sums(nats: float, num_targets: float, num_bytes: float | None = None) -> dict[str, float]:
-    """A split's figures from its sums, `bits_per_byte` if `num_bytes` is given; e^700 is near the largest float."""
-    loss = nats / num_targets
-    figures = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-    return figures if num_bytes is None else figures | {"bits_per_byte": nats / math.log(2) / num_bytes}
 
 
 class Perplexity(evaluate.Metric):

@@ -122,7 +122,9 @@ def measure_time(plan: Plan, steps: int = 10) -> float:
     if default_device() == CPU:
         rows = min(rows, max(1, int(2e12 / (plan.flops / plan.sequences))))
     training = {"max_steps": steps, "batch_size": rows, "micro_batch_size": None}
-    trial = recipe.changed(training=training, tracking={"trackers": ()}, hub={"push": False})
+    trial = recipe.changed(
+        training=training, tracking={"trackers": ()}, hub={"push": False}, evaluation={"lm_eval": None}
+    )
     trial, step_s = trial.model_copy(update={"schedule": Schedules()}), []
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         trial = trial.changed(run={"output_dir": folder})

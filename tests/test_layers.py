@@ -17,7 +17,7 @@ FLOORS = [
         "reporting": ["progress", "tracking", "card", "hub"],
     },
     {"models": ["nanogpt", "nanollama", "statistics", "loss", "width", "build", "checkpoints", "convert"]},
-    {"evaluation": ["evaluate", "metrics", "writing", "grading"]},
+    {"evaluation": ["evaluate", "metrics", "writing", "tasks", "grading"]},
     {
         "training": [
             *("signals", "launch", "checkpoint", "run_folder", "optim", "memory"),

@@ -1,10 +1,13 @@
 """lm-eval, an independent implementation, finds the same figures to four decimals."""
 
+import re
+
 import pytest
 from accelerate import Accelerator
-from conftest import ROOT, needs
+from conftest import ROOT, needs, read_metrics, run_python
+from huggingface_hub import ModelCard
 
-from cleangpt import load_recipe, train
+from cleangpt import UserError, load_recipe, train
 from cleangpt.evaluation.evaluate import evaluate
 from cleangpt.evaluation.grading import grade
 from cleangpt.models.build import load_model
@@ -60,3 +63,57 @@ def test_text(tiny_text, stories_file, kind):
     assert set(ours) == {"loss", "perplexity", "bits_per_byte"}
     for name, value in ours.items():
         assert theirs[name] == pytest.approx(value, abs=5e-5), name
+
+
+def test_a_run_measures_tasks_as_its_own_and_ends_with_the_same_bytes(tiny_adder):
+    """At each boundary, on the validation split; evaluate_model.py measures as the run does."""
+    learn = ["--data.num_digits=2", "--training.max_steps=60", "--training.macro_batch=30", "--optimizer.lr=0.01"]
+    tasks = ["--evaluation.lm_eval={tasks: [cleangpt_addition]}", "--run.name=with"]
+    plain, with_tasks = (train(load_recipe(tiny_adder, [*learn, *options])) for options in ([], tasks))
+    assert (plain / "model.safetensors").read_bytes() == (with_tasks / "model.safetensors").read_bytes()
+    lines = [line for line in read_metrics(with_tasks.parent) if "eval/accuracy" in line]
+    assert [line["step"] for line in lines] == [0, 30, 60]
+    assert [line["eval/exact_match/cleangpt_addition"] for line in lines] == [line["eval/accuracy"] for line in lines]
+    results = ModelCard.load(with_tasks / "README.md").data.eval_results
+    assert ("exact_match", "cleangpt_addition") in {(result.metric_type, result.dataset_name) for result in results}
+
+
+WORK = """
+import sys
+from cleangpt import load_recipe, train
+from cleangpt.training.launch import join_processes
+if "sharded" in sys.argv:
+    from sharded import shard_on_cpus
+    shard_on_cpus()
+join_processes()
+train(load_recipe(sys.argv[1], sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["ddp", "sharded"])
+def test_two_processes_measure_what_one_does(tiny_text, tmp_path, kind):
+    tasks = "--evaluation.lm_eval={tasks: [cleangpt_perplexity], limit: 7}"
+    options = [tasks, "--training.max_steps=20", "--training.macro_batch=20", "--optimizer.lr=0.01"]
+    one = train(load_recipe(tiny_text, [*options, "--run.name=one"])).parent
+    (tmp_path / "work.py").write_text(WORK)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", tmp_path / "work.py"]
+    done = run_python(*launch, tiny_text, kind, *options, f"--run.name={kind}", PYTHONPATH=str(ROOT / "tests"))
+    assert done.returncode == 0, done.stderr
+    name = "eval/loss/cleangpt_perplexity"
+    expected, found = (
+        [line[name] for line in read_metrics(folder) if name in line] for folder in (one, one.with_name(kind))
+    )
+    assert len(found) == 2 and found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("cleangpt_adition", "unknown task 'cleangpt_adition', did you mean cleangpt_addition?"),
+        ("cleangpt_perplexity", "cleangpt_perplexity cannot be loaded"),  # which is for text
+    ],
+)
+def test_a_task_that_cannot_be_run_is_refused(tiny_adder, task, message):
+    with pytest.raises(UserError, match=f"evaluation.lm_eval.tasks: {re.escape(message)}"):
+        train(recipe := load_recipe(tiny_adder, [f"--evaluation.lm_eval.tasks=[{task}]"]))
+    assert not recipe.folder.exists()

@@ -31,6 +31,8 @@ def check_keys(recipe: Recipe) -> Mistakes:
     for package in recipe.tracking.trackers:
         if importlib.util.find_spec(package) is None:
             yield ["tracking.trackers"], f"{package} is not installed: pip install {package}"
+    if recipe.evaluation.lm_eval is not None and importlib.util.find_spec("lm_eval") is None:
+        yield ["evaluation.lm_eval"], "lm-eval is not installed: pip install lm-eval"
     if recipe.tracking.histograms and not recipe.tracking.trackers:
         yield ["tracking.histograms", "tracking.trackers"], "expected a tracker that shows them in tracking.trackers"
     if recipe.hub.push or recipe.hub.repo_id is not None:

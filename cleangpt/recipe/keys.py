@@ -199,6 +199,13 @@ class Schedules(Section):
     """Whole-number factor on `training.batch_size`: more sequences per step, at the same memory."""
 
 
+class LmEval(Section):  # lm-eval's tasks at each evaluation
+    tasks: Annotated[tuple[Text, ...], Field(min_length=1), "a list of names of lm-eval's tasks"]
+    """Names of tasks or groups, `hellaswag` say; those in `lm_eval_tasks/` measure the recipe's validation split."""
+    limit: Count | None = None
+    """Documents of each task, from its start; null means all."""
+
+
 class Evaluation(Section):
     """What is measured on the validation split at boundaries."""
 
@@ -215,6 +222,8 @@ class Evaluation(Section):
     takes the beginning of the text's validation split."""
     num_problems: Count | None = None
     """Arithmetic: problems per evaluation; null means all. The end grades the test split, at most 200,000 problems."""
+    lm_eval: LmEval | None = None
+    """Also run tasks of lm-eval at each evaluation; null for none."""
 
 
 class Checkpoint(Section):

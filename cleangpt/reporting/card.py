@@ -113,6 +113,7 @@ def card_metadata(report: Report) -> ModelCardData:
             task_type="text-generation",
             dataset_type=without_paths(data.path) or "mixture",
             dataset_name="".join(label) or dataset_name(data),
+            dataset_config="".join(label) or None,  # without it, results of all labels get the first one's name
             dataset_split="test" if split == "test" else "validation",
             metric_type=kind,
             metric_value=value,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..data.arithmetic import ArithmeticSplit
 from ..evaluation.evaluate import MAX_GRADED, evaluate
+from ..evaluation.tasks import evaluate_tasks
 from ..evaluation.writing import continue_texts, example, final_samples
 from ..files import write_folder
 from ..hardware import describe_hardware
@@ -48,6 +49,10 @@ def evaluate_validation(run: TrainingRun) -> dict[str, float]:
         with run.average.in_place():
             averaged = evaluate(run.accelerator, run.model, split, *rows)
         metrics |= {f"eval/ema/{name}": value for name, value in averaged.items()}
+    if run.tasks is not None and evaluation.lm_eval is not None:
+        sizes = evaluation.batch_size, evaluation.lm_eval.limit
+        figures = evaluate_tasks(run.accelerator, run.model, run.data.tokenizer, run.tasks, *sizes)
+        metrics |= {f"eval/{name}": value for name, value in figures.items()}
     watched = run.loader.coverage(progress.step) | weight_norms(run.model)
     run.tracker.log_evaluation(progress, metrics, watched)
     if prompts := example(run.data) if run.data.prompts is None else run.data.prompts:

@@ -1,6 +1,7 @@
 """The parts of a training run."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
@@ -37,5 +38,6 @@ class TrainingRun:
     progress: Progress
     noise: SquaredNorms | None  # with `tracking.gradient_noise`
     average: Average | None  # with `training.ema`
+    tasks: dict[str, Any] | None  # with `evaluation.lm_eval`
     max_steps: int
     unread: list[Tensor] = field(default_factory=list)  # `update`'s figures of the latest steps, on the device

@@ -16,6 +16,7 @@ from ..data.loader import Loader, Share
 from ..data.prepare import PreparedData, prepare_data
 from ..data.tokenization import load_tokenizer
 from ..errors import UserError
+from ..evaluation.tasks import load_tasks
 from ..hardware import choose_precision, default_device
 from ..models.build import block_size, build_model, choose_attention, config_for, load_config, load_model
 from ..models.loss import check_documents
@@ -116,6 +117,7 @@ def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
     )
     loader = Loader(split, sequences_per_step(recipe), recipe.run.seed, share, source_shares(recipe))
     noise = watch_noise(network, loader) if recipe.tracking.gradient_noise else None
+    tasks = together(load_tasks, recipe) if recipe.evaluation.lm_eval is not None else None
     on_main(open_folder, recipe, progress.step)
     is_pushing = recipe.hub.push and accelerator.is_main_process
     run = TrainingRun(
@@ -133,6 +135,7 @@ def build_run(recipe: Recipe, data: PreparedData, start: Start) -> TrainingRun:
         progress=progress,
         noise=noise,
         average=average,
+        tasks=tasks,
         max_steps=training.max_steps or 0,
     )
     run.tracker.say(describe(run, token_flops))

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ import pandas
 import yaml
 from scipy import stats
 
-from .errors import UserError, exit_code
+from .errors import Stopped, UserError, exit_code
 from .files import remove_at_once, write_file
 from .hardware import count_threads
 from .recipe.keys import Recipe, flatten
@@ -76,21 +76,32 @@ def make_cells(path: str | Path, grid: Sequence[str], overrides: Sequence[str] =
 def open_sweep(cells: Mapping[str, Cell], read_only: bool = False) -> Path:
     """The folder of a sweep, whose `sweep.yaml` says which one it is; another sweep's is a `UserError` by key."""
     run, *_ = (run for cell in cells.values() for run in cell.runs)
-    folder, grid = Path(run.run.output_dir), [key for cell in cells.values() for key in cell.values]
-    if run.run.overwrite and not read_only:
-        remove_at_once(folder)
+    grid = [key for cell in cells.values() for key in cell.values]
     keys = {key: value for key, value in flatten(run.to_dict()).items() if not key.startswith((*FREE, *grid))}
-    sweep, file = {"--grid": " ".join(cells), **keys}, folder / "sweep.yaml"
-    saved = yaml.safe_load(file.read_text()) if any(folder.glob("*/recipe.yaml")) else sweep  # if a run has begun
-    way_out = "change it back, give the sweep a name of its own, --run.name=NAME, or set run.overwrite"
-    changed = {key: (saved.get(key), sweep.get(key)) for key in sorted(saved | sweep)}
-    messages = {key: f"{folder} is a sweep of {old}, got {new}; {way_out}" for key, (old, new) in changed.items()}
+    file = Path(run.run.output_dir, "sweep.yaml")
+    claim_folder(file, {"--grid": " ".join(cells), **keys}, run.run.overwrite, read_only)
+    return file.parent
+
+
+def claim_folder(file: Path, keys: Mapping[str, Any], overwrite: bool, read_only: bool = False) -> None:
+    """Makes the folder of `file`, which says by `keys` whose runs are in it; those of others are a `UserError` by key.
+
+    Args:
+        overwrite: whether to delete what is there, unless `read_only`.
+        read_only: whether to look only.
+    """
+    folder = file.parent
+    if overwrite and not read_only:
+        remove_at_once(folder)
+    saved = yaml.safe_load(file.read_text()) if any(folder.glob("*/recipe.yaml")) else keys  # if a run has begun
+    way_out = "change it back, choose a name of its own, --run.name=NAME, or set run.overwrite"
+    changed = {key: (saved.get(key), keys.get(key)) for key in sorted({*saved, *keys})}
+    messages = {key: f"{folder} was begun with {old}, got {new}; {way_out}" for key, (old, new) in changed.items()}
     if problems := [(key, messages[key]) for key, (old, new) in changed.items() if old != new]:
         raise UserError(*problems)
     if not read_only:
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(file, yaml.safe_dump(sweep, sort_keys=False))
-    return folder
+        write_file(file, yaml.safe_dump({**keys}, sort_keys=False))
 
 
 def is_finished(run: Recipe) -> bool:
@@ -115,6 +126,24 @@ def _start_worker(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     parent: Any = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def follow(ends: Iterable[tuple[Recipe, int]], number: int) -> None:
+    """Tells how each run ends. One that diverges leaves the others alone, a mistake or a signal ends the sweep."""
+    try:
+        for count, (run, code) in enumerate(ends, 1):
+            told = log_of(run).read_text().splitlines()[-1]
+            if code == 0:
+                reached, metric = last_metrics(run.folder), run.checkpoint.metric
+                value = math.nan if reached[metric] is None else reached[metric]  # JSON has no NaN
+                told = f"{metric} {value:.4f}, {reached['elapsed_s']:,.0f} s"
+            if code == 2:
+                raise UserError((str(run.run.name), told.removeprefix("error: ")))
+            if code > 2:
+                raise Stopped(code, f"{run.run.name} {told}")
+            print(f"{count}/{number} {run.run.name}: {told}", flush=True)
+    except KeyboardInterrupt:
+        raise Stopped(130, "by Ctrl-C; the same command goes on from there") from None
 
 
 def log_of(run: Recipe) -> Path:

@@ -3,10 +3,12 @@
     python scripts/plan.py recipes/shakespeare.yaml [--num_processes 8] [--section.key=value ...]
 
 Builds the data if it is not in the cache, then trains ten micro-steps in a temporary folder to estimate the time
-(`--no_measurement` skips that). The picture shows learning rate, weight decay and batch size over the run.
+(`--no_measurement` skips that). The picture shows learning rate, weight decay and batch size over the run. With
+`--budget 1e15` it is the size and the length that the fit of `scripts/scaling.py` finds best for so many FLOPs.
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from cleangpt.plan import Plan, make_plan, measure_time
 from cleangpt.recipe.keys import Recipe
 from cleangpt.recipe.reading import load_recipe
 from cleangpt.recipe.schedules import at
+from cleangpt.scaling import check_budget, load_fit, open_family, propose, short
 from cleangpt.training.memory import CPU_GROWTH, Memory
 
 
@@ -27,8 +30,11 @@ def main() -> None:
     parser.add_argument("recipe", help="the recipe's file; --section.key=value changes it")
     parser.add_argument("--num_processes", type=int, default=1, help="processes that will train together [1]")
     parser.add_argument("--picture", type=Path, help="image of the schedules [PNG beside the run's folder]")
+    parser.add_argument("--budget", metavar="FLOPS", help="plan what scripts/scaling.py found best for it")
     parser.add_argument("--no_measurement", action="store_true", help="report everything but the time")
     arguments, overrides = parser.parse_known_args()
+    if arguments.budget is not None:
+        overrides += settings_for(arguments.budget, arguments.recipe, overrides)
     recipe = load_recipe(arguments.recipe, overrides)
     if arguments.num_processes < 1 or recipe.training.batch_size % arguments.num_processes:
         message = f"expected a divisor of training.batch_size {recipe.training.batch_size}"
@@ -48,6 +54,25 @@ def main() -> None:
             print(f"{'time, at best':24} {duration(seconds / arguments.num_processes)} with as many devices like this")
     for warning in plan.warnings:
         print(f"warning: {warning}")
+
+
+def settings_for(text: str, path: str, overrides: list[str]) -> list[str]:
+    """What makes the recipe the best run of a budget by its saved fit, as the command line has it; prints it."""
+    if problems := check_budget("--budget", text):
+        raise UserError(*problems)
+    family, budget = open_family(path, overrides), float(text)
+    fit = load_fit(family)
+    wanted, (smallest, largest) = propose(family, fit, budget), fit.budgets
+    low, high = wanted.range
+    print(f"{'size for the budget':24} {wanted.parameters:,} parameters (95 %: {low:,} to {high:,})")
+    print(
+        f"{'loss foretold':24} {wanted.loss:.4f} (of a run, 95 %: {wanted.interval[0]:.3f} to {wanted.interval[1]:.3f})"
+    )
+    print(f"{'to train it':24} python train.py {shlex.join([path, *overrides, *wanted.settings])}")
+    if not smallest / 10 <= budget <= 10 * largest:
+        found = f"the fit knows {short(smallest)} to {short(largest)} FLOPs"
+        print(f"warning: --budget: {found}, and {short(budget)} lies more than ten times beyond: take this as a guess")
+    return wanted.settings
 
 
 def draw_schedules(recipe: Recipe, path: Path) -> None:

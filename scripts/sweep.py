@@ -8,10 +8,9 @@ were stopped. Beside them are `results.csv` and `sweep.png`. `--section.key=valu
 
 import argparse
 import contextlib
-import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,15 @@ import pandas
 import yaml
 from matplotlib.figure import Figure
 
-from cleangpt import Stopped, UserError
+from cleangpt import UserError
 from cleangpt.errors import exit_code
 from cleangpt.recipe.keys import Recipe
 from cleangpt.sweep import (
     Cell,
     collect,
     compare,
+    follow,
     is_finished,
-    log_of,
     make_cells,
     open_sweep,
     train_here,
@@ -35,7 +34,6 @@ from cleangpt.sweep import (
     verdict,
     with_interval,
 )
-from cleangpt.training.seeds import last_metrics
 
 
 def main() -> None:
@@ -94,24 +92,6 @@ def train_on_slurm(
         raise UserError(("--slurm", str(error))) from error
     for job in submitit.helpers.as_completed(submitted, poll_frequency=1):
         yield runs[submitted.index(job)], job.result()
-
-
-def follow(ends: Iterable[tuple[Recipe, int]], number: int) -> None:
-    """Tells how each run ends. One that diverges leaves the others alone, a mistake or a signal ends the sweep."""
-    try:
-        for count, (run, code) in enumerate(ends, 1):
-            told = log_of(run).read_text().splitlines()[-1]
-            if code == 0:
-                reached, metric = last_metrics(run.folder), run.checkpoint.metric
-                value = math.nan if reached[metric] is None else reached[metric]  # JSON has no NaN
-                told = f"{metric} {value:.4f}, {reached['elapsed_s']:,.0f} s"
-            if code == 2:
-                raise UserError((str(run.run.name), told.removeprefix("error: ")))
-            if code > 2:
-                raise Stopped(code, f"{run.run.name} {told}")
-            print(f"{count}/{number} {run.run.name}: {told}", flush=True)
-    except KeyboardInterrupt:
-        raise Stopped(130, "by Ctrl-C; the same command goes on from there") from None
 
 
 def report(cells: Mapping[str, Cell], folder: Path) -> None:

@@ -24,7 +24,7 @@ FLOORS = [
             *("noise", "average", "run", "seeds", "step", "boundary", "setup", "loop"),
         ]
     },
-    {"top": ["plan", "sweep"]},
+    {"top": ["plan", "sweep", "law", "scaling"]},
 ]
 HEIGHT = {
     (f"{room}.{module}" if room not in ("ground", "top") else module): (floor, room, place)

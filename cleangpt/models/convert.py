@@ -41,6 +41,8 @@ def to_native(model: PreTrainedModel) -> PreTrainedModel:
     if config.model_type == "nanogpt":
         native = _gpt2(config, weights)
     elif config.model_type == "nanollama":
+        if config.coupled_digits is not None:
+            raise UserError(("model", "no plain architecture has the positions of its coupled_digits"))
         options = {name: getattr(config, name) for name in NANOLLAMA}
         options["head_dim"] = config.hidden_size // config.num_attention_heads
         native = assemble("model", "qwen3" if config.use_qk_norm else "llama", weights, **options)

@@ -109,6 +109,8 @@ def make_report(run: TrainingRun, samples: tuple[str, ...] | None, averaged: boo
     other = {name.replace("/ema", "", 1): value for name, value in progress.metrics.items() if name not in own}
     progress.metrics = own | (other if averaged else {})
     native = {"nanogpt": "gpt2", "nanollama": "qwen3" if getattr(network.config, "use_qk_norm", False) else "llama"}
+    if getattr(network.config, "coupled_digits", None) is not None:
+        native = {}
     return Report(
         recipe=run.recipe,
         model_type=network.config.model_type,

@@ -22,6 +22,8 @@ class NanoLlamaConfig(PreTrainedConfig):
         max_position_embeddings (int): the longest sequence trained on, in tokens.
         rope_parameters (dict | None): rotary embedding (arXiv 2104.09864); by default `rope_theta` is 10,000.
         use_qk_norm (bool): RMSNorm on each head's queries and keys, as in Qwen3; more stable at high learning rates.
+        coupled_digits (list | None): `[[ids of digits], id of the equals sign]`, to give digits of one place the same
+            position (see `couple_positions`), so that sums longer than those learned can be added; no export has that.
         attention_dropout (float): rate (0 to below 1) on the attention weights.
         rms_norm_eps (float): added to the mean square in RMSNorm.
         initializer_range (float): standard deviation of the initial weights, see `NanoLlamaPreTrainedModel`.
@@ -68,6 +70,7 @@ class NanoLlamaConfig(PreTrainedConfig):
     max_position_embeddings: int = 1024
     rope_parameters: RopeParameters | dict | None = None
     use_qk_norm: bool = False
+    coupled_digits: list | None = None
     attention_dropout: float | int = 0.0
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02

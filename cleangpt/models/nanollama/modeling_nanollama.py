@@ -22,6 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_nanollama import NanoLlamaConfig
 from .generation import Linear, RoomyGenerationMixin
+from .positions import couple_positions, find_positions
 
 
 class NanoLlamaRMSNorm(nn.Module):
@@ -260,12 +261,12 @@ class NanoLlamaModel(NanoLlamaPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        time = inputs_embeds.shape[1]
         if position_ids is None:
-            past = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = (torch.arange(time, device=inputs_embeds.device) + past).unsqueeze(0)  # (1, time)
+            position_ids = find_positions(self.config, input_ids, inputs_embeds, past_key_values)
+        # Coupled ones go back, which would tell of a new document.
+        orders = position_ids if self.config.coupled_digits is None else None
         causal_mask = create_causal_mask(
-            self.config, inputs_embeds, attention_mask, past_key_values=past_key_values, position_ids=position_ids
+            self.config, inputs_embeds, attention_mask, past_key_values=past_key_values, position_ids=orders
         )
 
         hidden_states = inputs_embeds  # (batch, time, hidden)
@@ -298,6 +299,13 @@ class NanoLlamaForCausalLM(NanoLlamaPreTrainedModel, RoomyGenerationMixin):
         self.model = NanoLlamaModel(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, *args, **kwargs) -> dict:
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        if self.config.coupled_digits is not None:  # a digit's place follows from all that is written
+            positions = couple_positions(input_ids, *self.config.coupled_digits)
+            inputs["position_ids"] = positions[:, -inputs["input_ids"].shape[1] :]
+        return inputs
 
     @can_return_tuple
     def forward(

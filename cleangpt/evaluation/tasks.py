@@ -69,23 +69,33 @@ def evaluate_tasks(
 ) -> dict[str, float]:
     """Measures a prepared model on `tasks`, or on their first `limit` documents each.
 
-    All processes call it and share the documents; of a sharded model each measures all, in step with the others. The
-    random state stays.
+    All processes call it and share the documents; of a sharded model, or with fewer documents than processes, each
+    measures all, in step with the others. The random state stays.
 
     Returns:
         `<metric>/<task>`, the same on all processes; a metric behind one of lm-eval's filters has its name too.
+
+    Raises:
+        UserError: for a task that this model cannot do, for want of positions say.
     """
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
     for task in tasks["tasks"].values():
         task.set_fewshot_seed(seed=1234)  # lm-eval's own: the same examples at each boundary
-    with quiet(), inference(model), unmoved_random_state(accelerator.device):
-        network: Any = accelerator.unwrap_model(model)
+    fewest = min(len(task.eval_docs) for task in tasks["tasks"].values())
+    is_shared = accelerator.distributed_type != DistributedType.FSDP
+    is_shared &= min(fewest, limit or fewest) >= accelerator.num_processes  # lm-eval fails in a process without any
+    network: Any = accelerator.unwrap_model(model)
+    with quiet(), inference(model), own_lengths(network), unmoved_random_state(accelerator.device):
         lm = HFLM(network, backend="causal", tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
-        if accelerator.distributed_type != DistributedType.FSDP:
+        if is_shared:
             lm.accelerator, lm._rank, lm._world_size = accelerator, accelerator.process_index, accelerator.num_processes
-        found: Any = evaluate(lm, tasks, limit=limit, bootstrap_iters=0, log_samples=False)
+        try:
+            found: Any = evaluate(lm, tasks, limit=limit, bootstrap_iters=0, log_samples=False)
+        except (AssertionError, ValueError) as error:  # what lm-eval raises for texts that do not fit
+            reason = f"a model of {lm.max_length} positions cannot do them: {type(error).__name__} {error}".strip()
+            raise UserError(("evaluation.lm_eval.tasks", f"{', '.join(tasks['tasks'])}: {reason}")) from error
     figures = {}
     for task, results in found["results"].items() if accelerator.is_main_process else ():
         for name, value in results.items():
@@ -105,6 +115,17 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def own_lengths(network: Any) -> Iterator[None]:
+    """Leaves it to lm-eval how much is written: `generate` would heed the model's `max_new_tokens` instead."""
+    saved, network.generation_config = network.generation_config, copy.copy(network.generation_config)
+    network.generation_config.max_new_tokens = None
+    try:
+        yield
+    finally:
+        network.generation_config = saved
 
 
 @contextlib.contextmanager

@@ -40,19 +40,10 @@ def end_macro_batch(run: TrainingRun) -> None:
 
 def evaluate_validation(run: TrainingRun) -> dict[str, float]:
     """Measures the validation split, lets the model continue the recipe's prompts, and logs both."""
-    progress, evaluation = run.progress, run.recipe.evaluation
-    split = run.data.splits["validation"]
-    num_rows = evaluation.num_problems if isinstance(split, ArithmeticSplit) else None
-    rows = evaluation.batch_size, evaluation.max_batches, num_rows
-    metrics = {f"eval/{name}": value for name, value in evaluate(run.accelerator, run.model, split, *rows).items()}
+    progress, metrics = run.progress, {f"eval/{name}": value for name, value in measure(run).items()}
     if run.average is not None:
         with run.average.in_place():
-            averaged = evaluate(run.accelerator, run.model, split, *rows)
-        metrics |= {f"eval/ema/{name}": value for name, value in averaged.items()}
-    if run.tasks is not None and evaluation.lm_eval is not None:
-        sizes = evaluation.batch_size, evaluation.lm_eval.limit
-        figures = evaluate_tasks(run.accelerator, run.model, run.data.tokenizer, run.tasks, *sizes)
-        metrics |= {f"eval/{name}": value for name, value in figures.items()}
+            metrics |= {f"eval/ema/{name}": value for name, value in measure(run).items()}
     watched = run.loader.coverage(progress.step) | weight_norms(run.model)
     run.tracker.log_evaluation(progress, metrics, watched)
     if prompts := example(run.data) if run.data.prompts is None else run.data.prompts:
@@ -60,6 +51,17 @@ def evaluate_validation(run: TrainingRun) -> dict[str, float]:
         texts = continue_texts(model, run.data.tokenizer, prompts, run.recipe.run.seed, 100)
         run.tracker.log_samples(progress.step, texts)
     return metrics
+
+
+def measure(run: TrainingRun) -> dict[str, float]:
+    """The present weights' figures on the validation split and in lm-eval's tasks."""
+    evaluation, split = run.recipe.evaluation, run.data.splits["validation"]
+    num_rows = evaluation.num_problems if isinstance(split, ArithmeticSplit) else None
+    figures = evaluate(run.accelerator, run.model, split, evaluation.batch_size, evaluation.max_batches, num_rows)
+    if run.tasks is not None and evaluation.lm_eval is not None:
+        sizes = evaluation.batch_size, evaluation.lm_eval.limit
+        figures |= evaluate_tasks(run.accelerator, run.model, run.data.tokenizer, run.tasks, *sizes)
+    return figures
 
 
 def save(

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from cleangpt import UserError, load_recipe, train
 from cleangpt.evaluation.evaluate import evaluate
 from cleangpt.evaluation.grading import grade
+from cleangpt.evaluation.tasks import evaluate_tasks, load_tasks
 from cleangpt.models.build import load_model
 from cleangpt.training.setup import load_data
 
@@ -90,9 +91,9 @@ train(load_recipe(sys.argv[1], sys.argv[3:]))
 """
 
 
-@pytest.mark.parametrize("kind", ["ddp", "sharded"])
-def test_two_processes_measure_what_one_does(tiny_text, tmp_path, kind):
-    tasks = "--evaluation.lm_eval={tasks: [cleangpt_perplexity], limit: 7}"
+@pytest.mark.parametrize(("kind", "limit"), [("ddp", 7), ("ddp", 1), ("sharded", 7)])
+def test_two_processes_measure_what_one_does(tiny_text, tmp_path, kind, limit):
+    tasks = f"--evaluation.lm_eval={{tasks: [cleangpt_perplexity], limit: {limit}}}"
     options = [tasks, "--training.max_steps=20", "--training.macro_batch=20", "--optimizer.lr=0.01"]
     one = train(load_recipe(tiny_text, [*options, "--run.name=one"])).parent
     (tmp_path / "work.py").write_text(WORK)
@@ -117,3 +118,32 @@ def test_a_task_that_cannot_be_run_is_refused(tiny_adder, task, message):
     with pytest.raises(UserError, match=f"evaluation.lm_eval.tasks: {re.escape(message)}"):
         train(recipe := load_recipe(tiny_adder, [f"--evaluation.lm_eval.tasks=[{task}]"]))
     assert not recipe.folder.exists()
+
+
+def test_a_task_for_which_the_model_has_too_few_positions_is_refused(tiny_adder):
+    options = ["--evaluation.lm_eval={tasks: [cleangpt_addition], limit: 3}", "--data.num_digits=2"]
+    recipe = load_recipe(tiny_adder, options)
+    _, data = load_data(recipe)
+    final = train(load_recipe(tiny_adder, ["--run.name=short"]))  # of one digit
+    with pytest.raises(UserError, match=r"evaluation.lm_eval.tasks: cleangpt_addition: a model of \d positions"):
+        evaluate_tasks(Accelerator(cpu=True), load_model(final), data.tokenizer, load_tasks(recipe), 16, 3)
+
+
+def test_the_task_says_how_much_is_written_not_the_model(tiny_adder):
+    options = ["--evaluation.lm_eval={tasks: [cleangpt_addition], limit: 3}"]
+    recipe = load_recipe(tiny_adder, options)
+    (_, data), model, seen = load_data(recipe), load_model(train(recipe)), []
+    model.generation_config.max_new_tokens = 1  # an answer has two
+    generate = model.generate
+    model.generate = lambda *args, **kwargs: seen.append(generate(*args, **kwargs)) or seen[-1]
+    evaluate_tasks(Accelerator(cpu=True), model, data.tokenizer, load_tasks(recipe), 16, 3)
+    assert seen and all(ids.shape[1] == 4 + 2 for ids in seen)
+    assert model.generation_config.max_new_tokens == 1
+
+
+def test_averaged_weights_are_measured_too(tiny_text):
+    options = ["--training.ema=0.9", "--evaluation.lm_eval={tasks: [cleangpt_perplexity]}"]
+    lines = read_metrics(train(load_recipe(tiny_text, options)).parent)
+    last = [line for line in lines if "eval/loss" in line][-1]
+    for name in ("eval/loss", "eval/ema/loss"):
+        assert last[f"{name}/cleangpt_perplexity"] == pytest.approx(last[name], abs=1e-5)

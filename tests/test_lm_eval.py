@@ -120,13 +120,12 @@ def test_a_task_that_cannot_be_run_is_refused(tiny_adder, task, message):
     assert not recipe.folder.exists()
 
 
-def test_a_task_for_which_the_model_has_too_few_positions_is_refused(tiny_adder):
-    options = ["--evaluation.lm_eval={tasks: [cleangpt_addition], limit: 3}", "--data.num_digits=2"]
-    recipe = load_recipe(tiny_adder, options)
+def test_a_task_for_which_the_model_has_too_few_positions_is_refused(tiny_text):
+    longer = ["--evaluation.lm_eval={tasks: [cleangpt_perplexity], limit: 3}", "--data.block_size=32"]
+    recipe, model = load_recipe(tiny_text, longer), load_model(train(load_recipe(tiny_text)))
     _, data = load_data(recipe)
-    final = train(load_recipe(tiny_adder, ["--run.name=short"]))  # of one digit
-    with pytest.raises(UserError, match=r"evaluation.lm_eval.tasks: cleangpt_addition: a model of \d positions"):
-        evaluate_tasks(Accelerator(cpu=True), load_model(final), data.tokenizer, load_tasks(recipe), 16, 3)
+    with pytest.raises(UserError, match=r"lm_eval.tasks: cleangpt_perplexity: a model of 16 positions cannot do them"):
+        evaluate_tasks(Accelerator(cpu=True), model, data.tokenizer, load_tasks(recipe), 16, 3)
 
 
 def test_the_task_says_how_much_is_written_not_the_model(tiny_adder):

@@ -264,9 +264,9 @@ class NanoLlamaModel(NanoLlamaPreTrainedModel):
         if position_ids is None:
             position_ids = find_positions(self.config, input_ids, inputs_embeds, past_key_values)
         # Coupled ones go back, which would tell of a new document.
-        orders = position_ids if self.config.coupled_digits is None else None
+        mask_positions = position_ids if self.config.coupled_digits is None else None
         causal_mask = create_causal_mask(
-            self.config, inputs_embeds, attention_mask, past_key_values=past_key_values, position_ids=orders
+            self.config, inputs_embeds, attention_mask, past_key_values=past_key_values, position_ids=mask_positions
         )
 
         hidden_states = inputs_embeds  # (batch, time, hidden)

@@ -98,7 +98,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="cannot be used as the data cache"):
         build_once({"test": 1}, lambda folder: None)
 

@@ -117,15 +117,13 @@ def test_a_kill_at_the_moments_of_saving_changes_nothing(tiny_text, reference, t
 
 def slow_at(phase: str, recipe: str, overrides: list[str], reached: str) -> int:
     """`faults.run` that takes its time in one phase, once it has said that it reached it."""
-    import datasets
-
     import cleangpt.data.encoding
     import cleangpt.training.boundary
     import cleangpt.training.checkpoint
     import cleangpt.training.loop
 
     if phase.startswith("data"):
-        datasets.config.HF_DATASETS_CACHE = f"{reached}.cache"
+        os.environ["HF_DATASETS_CACHE"] = f"{reached}.cache"
     owner, name = {
         "data build": (cleangpt.data.encoding, "tokenize"),
         "data workers": (cleangpt.data.encoding.Encoder, "encode"),

@@ -347,7 +347,7 @@ def test_documents_of_one_token_and_of_a_million(stories, tmp_path):
 
 def test_any_number_of_processes_tokenizes_the_same(stories, tmp_path, monkeypatch):
     alone = prepare(stories)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     together = prepare(stories, "--data.num_proc=2")
     assert together.folder != alone.folder and together.fingerprint == alone.fingerprint
     assert np.array_equal(tokens_of(together, "train"), tokens_of(alone, "train"))

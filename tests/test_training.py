@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 import torch
-from conftest import ROOT, read_metrics
+from conftest import ROOT, read_metrics, run_python
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, pipeline
@@ -64,6 +64,20 @@ def test_every_recipe_runs(path, tmp_path, text_file, stories_file, conversation
     final = train(recipe)
     assert json.loads((final / "config.json").read_text())["model_type"] == recipe.model.get("model_type", "gpt2")
     assert (final / "README.md").read_text().startswith("---")
+
+
+TRAIN = """
+import sys
+from cleangpt import load_recipe, train
+train(load_recipe(sys.argv[1], ["--run.name=again"]))
+print("loaded:", [name for name in ("datasets", "pandas", "evaluate", "wandb") if name in sys.modules])
+"""
+
+
+def test_a_run_on_built_data_loads_no_library_that_it_does_not_need(tiny_text):
+    train(load_recipe(tiny_text))
+    done = run_python("-c", TRAIN, tiny_text)
+    assert done.stdout.endswith("loaded: []\n")
 
 
 def test_any_causal_model_of_transformers_trains(tiny_adder):

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import xxhash
 from filelock import FileLock
+from huggingface_hub.constants import HF_HOME
 
 from ..errors import UserError
 
@@ -43,7 +43,7 @@ def build_once(ingredients: dict[str, Any], build: Callable[[Path], None]) -> Pa
     Raises:
         UserError: if the cache folder cannot be written to.
     """
-    root = Path(datasets.config.HF_DATASETS_CACHE) / "cleangpt"
+    root = Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME, "datasets")).expanduser() / "cleangpt"
     folder = root / fingerprint(ingredients)
     if is_whole(folder):
         return folder

@@ -16,12 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import multiprocess
 import numpy as np
 import pyarrow
-from datasets import Dataset
-from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
@@ -45,11 +42,14 @@ def build_text(data: Data, tokenizer: PreTrainedTokenizerFast, takes_ids: bool =
     Raises:
         UserError: for data that cannot be read, is empty, lacks a column, or does not fit the tokenizer.
     """
-    raw, is_chat = load_splits(data), data.messages_column is not None
+    is_chat = data.messages_column is not None
     parts = [tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map, tokenizer.chat_template, takes_ids]
-    ingredients = {"format": 4, **identify(data, raw), "tokenizer": fingerprint({"parts": parts})}
+    ingredients = {"format": 4, **identify(data), "tokenizer": fingerprint({"parts": parts})}
 
     def build(folder: Path) -> None:
+        import datasets  # half a second that only a build needs
+
+        raw = load_splits(data)
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()  # they are for who watches
         has_ids = takes_ids and not is_chat and brings_ids(raw, data)
@@ -136,6 +136,8 @@ def _batches(rows: Iterable[Any], measure: Callable[[Any], int], counts: dict[st
 
 
 def write_tables(tables: Iterator[pyarrow.Table], path: Path) -> None:
+    from datasets.arrow_writer import ArrowWriter
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with ArrowWriter(path=str(path)) as writer:
         for table in tables:
@@ -204,6 +206,8 @@ class Encoder:
 
 def tokenize(encoder: Encoder, folder: Path, key: str, num_proc: int | None) -> None:
     """Tokenizes the encoder's texts with `Dataset.map` into `folder`; the result's fingerprint is `key`."""
+    from datasets import Dataset
+
     source = Dataset.from_file(str(encoder.texts))
     try:
         source.with_format("arrow").map(
@@ -222,6 +226,8 @@ def tokenize(encoder: Encoder, folder: Path, key: str, num_proc: int | None) -> 
 
 def describe_split(folder: Path, key: str) -> int:
     """Writes beside a split's Arrow files what `load_from_disk` reads first; returns the number of tokens."""
+    from datasets import Dataset
+
     files = sorted(path.name for path in folder.glob("data*.arrow"))
     parts = [Dataset.from_file(str(folder / file)) for file in files]
     parts[0].info.write_to_directory(str(folder))

@@ -102,14 +102,13 @@ def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
 
 def _train_on_data(data: Data, training: TokenizerTraining) -> Path:
     """The folder of a tokenizer trained on the data, unless it is cached: on each source by its mean weight."""
-    parts, raw, shares = [*data.parts.values()], [], [1.0]
+    parts, sources, shares = [*data.parts.values()], [], [1.0]
     for number, part in enumerate(parts):
         with source_keys(data, number):
-            raw.append(load_splits(part))
+            sources.append(identify(part))
     if data.sources:
         weights = source_weights(data.sources, np.arange(1, 101) / 100)
         shares = (weights / weights.sum(axis=1, keepdims=True)).mean(axis=0).round(6).tolist()
-    sources = [identify(*pair) for pair in zip(parts, raw, strict=True)]
     ingredients = {"version": VERSION, **training.model_dump(mode="json"), "sources": sources, "shares": shares}
 
     def read(number: int, rows: Rows) -> Iterator[str]:
@@ -121,7 +120,7 @@ def _train_on_data(data: Data, training: TokenizerTraining) -> Path:
         texts = []
         for number, part in enumerate(parts):
             with source_keys(data, number):
-                splits = cut(raw[number], part, False)
+                splits = cut(load_splits(part), part, False)
             texts.append({name: functools.partial(read, number, rows) for name, rows in splits.items()})
         chosen: Iterable[str] = itertools.chain.from_iterable(rows() for splits in texts for rows in splits.values())
         if training.kind == "bpe":  # its merges are those of train

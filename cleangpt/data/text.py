@@ -18,8 +18,6 @@ from typing import Any
 import fsspec
 import numpy as np
 import pyarrow
-from datasets import load_dataset, load_from_disk
-from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import snapshot_download
 
 from ..errors import UserError
@@ -55,14 +53,15 @@ def own_tokenizer(data: Data) -> Path:
     return folder
 
 
-def identify(data: Data, raw: dict[str, Any]) -> dict[str, Any]:
+def identify(data: Data) -> dict[str, Any]:
     """What the text depends on, JSON-able: the content of files, wherever they are, or the commit of a Hub dataset."""
     files = local_files(data)
     try:
         contents = {split: [file_hash(file) for file in names] for split, names in files.items()}
     except OSError as error:
         raise source_error(data, f"{error.filename} cannot be read: {error.strerror}") from error
-    prepared = [] if files else [Path(file["filename"]) for split in raw.values() for file in split.cache_files]
+    built = {} if files else load_splits(data)
+    prepared = [Path(file["filename"]) for split in built.values() for file in split.cache_files]
     # datasets names prepared files by the commit, or by the ETags of the originals
     names = [file_hash(path) if is_saved(data) else "/".join(path.parts[-5:]) for path in prepared]
     return {
@@ -91,6 +90,8 @@ def source_error(data: Data, message: str) -> UserError:
 
 def load_splits(data: Data) -> dict[str, Any]:
     """The splits as HF datasets: local files as streams, text line by line with its line breaks."""
+    from datasets import load_dataset, load_from_disk  # half a second that only a build needs
+
     if is_saved(data):
         return load_from_disk(data.path)
     files = {split: [glob.escape(file) for file in names] for split, names in local_files(data).items()}
@@ -109,6 +110,8 @@ def load_splits(data: Data) -> dict[str, Any]:
 
 def _unreadable(data: Data, error: BaseException) -> UserError:
     """The error for data that cannot be read, with file and line if they can be found."""
+    from datasets.exceptions import DatasetGenerationError
+
     if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__
     for file in itertools.chain(*local_files(data).values()) if data.path in ("text", "json", "csv") else ():

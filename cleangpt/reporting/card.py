@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pandas
 import yaml
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
@@ -175,18 +174,22 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     """Draws loss, learning rate and, for arithmetic, accuracy of a `metrics.jsonl` over the steps as a PNG file."""
     from matplotlib.figure import Figure  # half a second that only a picture needs
 
-    lines = pandas.read_json(metrics, lines=True).set_index("step").dropna(axis="columns", how="all")
+    points: dict[str, list[tuple[int, float]]] = {}
+    for line in map(json.loads, metrics.read_text().splitlines()):
+        for key, value in line.items():
+            if value is not None:
+                points.setdefault(key, []).append((line["step"], value))
     panels = {
         "loss (nats per token)": ["train/loss", "eval/loss"],
         "learning rate": ["lr"],
         "accuracy": ["eval/accuracy"],
     }
-    panels = {title: found for title, keys in panels.items() if (found := [key for key in keys if key in lines])}
+    panels = {title: found for title, keys in panels.items() if (found := [key for key in keys if key in points])}
     # Not `DataFrame.plot`: it imports pyplot, which picks a backend for the whole process.
     figure = Figure(figsize=(4 * len(panels), 3), layout="constrained")
     for axes, (title, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for key in keys:
-            axes.plot(lines[key].dropna(), label=key, marker="." if key.startswith("eval/") else "")
+            axes.plot(*zip(*points[key], strict=True), label=key, marker="." if key.startswith("eval/") else "")
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)

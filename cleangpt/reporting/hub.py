@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
-import datasets
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_session, get_token
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -121,6 +120,8 @@ def push_dataset(folders: Mapping[str, Path], repo_id: str, private: bool, card:
     Raises:
         ConnectionError: as `push_folder` does.
     """
+    from datasets import load_from_disk  # half a second that only this needs
+
     with tempfile.TemporaryDirectory() as temporary:
         readme = Path(temporary, "README.md")
         readme.write_text(card)
@@ -128,7 +129,7 @@ def push_dataset(folders: Mapping[str, Path], repo_id: str, private: bool, card:
         repo_id = push_folder(tokenizer, repo_id, private, "Tokenizer and card", {"README.md": readme}, "dataset")
     with _hub():
         for label, folder in folders.items():  # which adds to the card how to read it
-            datasets.load_from_disk(str(folder)).push_to_hub(repo_id, label or "default")
+            load_from_disk(str(folder)).push_to_hub(repo_id, label or "default")
     return repo_id
 
 

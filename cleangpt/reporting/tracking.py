@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
@@ -137,7 +136,9 @@ class Tracker:
                 indented = {f"sample/{i}": textwrap.indent(text, "    ") for i, text in enumerate(samples)}
                 tracker.log(indented, step=step)  # Markdown leaves indented text alone
             else:
-                table = pandas.DataFrame({"step": step, "text": samples})
+                from pandas import DataFrame
+
+                table = DataFrame({"step": step, "text": samples})
                 self._log(tracker, {"step": step, "samples": import_module(tracker.name).Table(dataframe=table)})
 
     def log_picture(self, step: int, name: str, path: Path) -> None:

@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import pandas
-
 from ..recipe.keys import Recipe
 
 
@@ -25,6 +23,8 @@ def last_metrics(folder: Path) -> dict[str, float]:
 
 def describe_spread(folders: list[Path]) -> str:
     """A table of the runs' last evaluations, and their mean and standard deviation (of a sample, n - 1)."""
+    import pandas  # a quarter of a second that only a table needs
+
     table = pandas.DataFrame([last_metrics(folder) for folder in folders], [folder.name for folder in folders])
     table = table.filter(regex="^eval/")
     return pandas.concat([table, table.agg(["mean", "std"])]).to_string(float_format="{:.4f}".format)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
 
@@ -91,7 +90,7 @@ def measure_building(text: Path, rounds: int, folder: Path) -> Iterator[tuple[st
         encode = functools.partial(tokenizer.backend_tokenizer.encode_batch, lines, add_special_tokens=False)
 
         def build(section=section, tokenizer=tokenizer) -> None:
-            datasets.config.HF_DATASETS_CACHE = folder / f"cache-{time.perf_counter_ns()}"
+            os.environ["HF_DATASETS_CACHE"] = str(folder / f"cache-{time.perf_counter_ns()}")
             build_text(section, tokenizer)
 
         several = functools.partial(build, section.model_copy(update={"num_proc": 2}))
@@ -189,7 +188,7 @@ def peak_memory(text: Path, cache: Path) -> float:
 
 
 def warm_start(text: Path, cache: Path) -> float:
-    datasets.config.HF_DATASETS_CACHE = cache
+    os.environ["HF_DATASETS_CACHE"] = str(cache)
     return seconds(lambda: load_data(make_recipe(text, cache)))
 
 

@@ -20,7 +20,7 @@ FLOORS = [
     {"evaluation": ["evaluate", "metrics", "writing", "tasks", "grading"]},
     {
         "training": [
-            *("signals", "launch", "checkpoint", "run_folder", "optim", "memory"),
+            *("signals", "launch", "checkpoint", "run_folder", "muon", "optim", "memory"),
             *("noise", "average", "run", "seeds", "step", "boundary", "setup", "loop"),
         ]
     },

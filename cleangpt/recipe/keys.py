@@ -150,6 +150,8 @@ class Optimizer(Section):
     """The peak learning rate."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
     """Decay rates of AdamW's running means of gradient and squared gradient."""
+    momentum: BelowOne = 0.95
+    """Decay rate of Muon's running mean of the gradient; a run of a few hundred steps may want 0.8."""
     eps: Positive = 1e-8
     """Added to AdamW's denominator."""
     weight_decay: NonNegative = 0.1

@@ -62,6 +62,7 @@ class NanoGPTAttention(nn.Module):
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
         self.c_attn = Linear(config.hidden_size, 3 * config.hidden_size, bias=config.bias)
+        self.c_attn.parts = 3  # matrices, for optimizers that tell them apart
         self.c_proj = Linear(config.hidden_size, config.hidden_size, bias=config.bias)
         self.c_proj.ends_branch = True
         self.resid_dropout = nn.Dropout(config.dropout)

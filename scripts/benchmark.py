@@ -8,6 +8,7 @@
     python scripts/benchmark.py growth                                   # cost against size, a picture
     python scripts/benchmark.py checkpoint                               # what a checkpoint costs training
     python scripts/benchmark.py grade --model outputs/adder/final        # grading arithmetic
+    python scripts/benchmark.py records                                  # a picture of the records
 
 NANOGPT is a clone of nanoGPT. docs/performance.md has figures.
 """
@@ -19,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import checkpoint, data, generate, grade, growth, loss_race, startup, train
+from benchmarks import checkpoint, data, generate, grade, growth, loss_race, records, startup, train
 
 WHAT = {
     "train": train,
@@ -30,6 +31,7 @@ WHAT = {
     "growth": growth,
     "checkpoint": checkpoint,
     "grade": grade,
+    "records": records,
 }
 
 

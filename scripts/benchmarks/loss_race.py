@@ -1,8 +1,8 @@
-"""To the loss that nanoGPT ends with: whole processes, from start to exit.
+"""To the loss that nanoGPT ends with: whole processes, from start to exit, round n with seed n on each side.
 
-By default nanoGPT runs the command that its README gives for a laptop (4 layers, width 128, 12 x 64 characters, 2,000
-steps), its model is measured on the whole validation split as ours are, and ours is recipes/shakespeare_cpu.yaml in
-fewer steps. Another recipe gives nanoGPT its data and its shape too.
+nanoGPT runs the command that its README gives for a laptop (4 layers, width 128, 12 x 64 characters, 2,000 steps), or
+with the data, shape and batch of another `--recipe`, and its model is measured on the whole validation split as ours
+are. Ours is the recipe of `--entry`.
 """
 
 import argparse
@@ -16,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from transformers import AutoModelForCausalLM
 
+import cleangpt  # noqa: F401  # registers the models
 from cleangpt.recipe.reading import load_recipe
 from cleangpt.training.setup import load_data
 
@@ -24,7 +26,7 @@ from . import peers
 
 ROOT = Path(__file__).parents[2]
 # One look at the validation split, at the end.
-RACE = ["training.macro_batch=100000", "evaluation.prompts=[]", "checkpoint.keep_last=1", "tracking.log_every=20"]
+RACE = ["training.macro_batch=100000", "evaluation.prompts=[]", "tracking.log_every=20"]
 SMOOTHED = 20  # steps of nanoGPT to a point of its curve, as many as to one of ours
 
 Curve = list[tuple[float, float]]  # seconds since the process began, training loss
@@ -32,8 +34,9 @@ Curve = list[tuple[float, float]]  # seconds since the process began, training l
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of nanoGPT")
-    parser.add_argument("--recipe", default="recipes/shakespeare_cpu.yaml", help="[recipes/shakespeare_cpu.yaml]")
-    parser.add_argument("--steps", type=int, default=300, help="of ours [300]")
+    laptop, entry = "recipes/shakespeare_cpu.yaml", "recipes/shakespeare_race.yaml"
+    parser.add_argument("--recipe", default=laptop, help=f"of nanoGPT's data, shape and batch [{laptop}]")
+    parser.add_argument("--entry", default=entry, help=f"our recipe, of the same data [{entry}]")
     parser.add_argument("--their_steps", type=int, default=2000, help="of nanoGPT's [2000]")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the recipe, for both sides")
     parser.add_argument("--ours", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the recipe, for ours")
@@ -41,16 +44,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, dict[str, list[float]]]]:
-    """Seconds, and loss on the whole validation split."""
+    """Seconds, loss on the whole validation split, and parameters."""
     shared = [f"--{option}" for option in arguments.set]
-    own = [*shared, *(f"--{option}" for option in [*RACE, *arguments.ours]), f"--training.max_steps={arguments.steps}"]
-    load_data(load_recipe(arguments.recipe, shared))  # neither side's data are counted
+    own = [*shared, *(f"--{option}" for option in [*RACE, *arguments.ours])]
+    for recipe in (arguments.recipe, arguments.entry):
+        load_data(load_recipe(recipe, shared))  # neither side's data are counted
     sides = {
-        "nanoGPT": lambda n: their_run(arguments, shared, folder / f"nanogpt-{n}"),
-        "ours": lambda n: our_run(arguments.recipe, own, folder / f"ours-{n}"),
+        "nanoGPT": lambda n: their_run(arguments, shared, folder / f"nanogpt-{n}", n),
+        "ours": lambda n: our_run(arguments.entry, own, folder / f"ours-{n}", n),
     }
     took, figures, curves = {name: [] for name in sides}, {name: [] for name in sides}, {}
-    for number in range(arguments.rounds):
+    for number in range(1, arguments.rounds + 1):
         for name, side in sides.items():
             seconds, found, curve = side(number)
             took[name].append(seconds)
@@ -60,8 +64,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, 
         ends = {name: (took[name][0], figures[name][0]["eval/loss"]) for name in sides}
         draw_race(curves, ends, arguments.picture)
     yield "whole process, seconds", took
-    for key in ("eval/loss", "eval/bits_per_byte"):
-        yield f"{key}, whole validation split", {name: [f[key] for f in found] for name, found in figures.items()}
+    for key in ("eval/loss", "eval/bits_per_byte", "parameters"):
+        yield key, {name: [f[key] for f in found] for name, found in figures.items()}
 
 
 def draw_race(curves: dict[str, Curve], ends: dict[str, tuple[float, float]], path: Path) -> None:
@@ -77,11 +81,13 @@ def draw_race(curves: dict[str, Curve], ends: dict[str, tuple[float, float]], pa
     figure.savefig(path, dpi=100)
 
 
-def their_run(arguments: argparse.Namespace, shared: list[str], folder: Path) -> tuple[float, dict[str, float], Curve]:
+def their_run(
+    arguments: argparse.Namespace, shared: list[str], folder: Path, seed: int
+) -> tuple[float, dict[str, float], Curve]:
     """Seconds, figures and curve of nanoGPT, with its laptop command's settings but the recipe's shape and batch."""
     recipe = load_recipe(arguments.recipe, shared)
     data = load_data(recipe)[1]
-    peers.copy_nanogpt(arguments.nanogpt, folder, data.splits)
+    peers.copy_nanogpt(arguments.nanogpt, folder, data.splits, seed)
     started = time.perf_counter()
     printed = peers.run_nanogpt(
         folder,
@@ -109,7 +115,7 @@ def their_run(arguments: argparse.Namespace, shared: list[str], folder: Path) ->
     subprocess.run([sys.executable, *convert], cwd=ROOT, check=True, capture_output=True)
     evaluate = ["scripts/evaluate_model.py", str(last), "--recipe", arguments.recipe, "--json", *shared]
     found = subprocess.run([sys.executable, *evaluate], cwd=ROOT, check=True, capture_output=True, text=True)
-    return took, json.loads(found.stdout), their_curve(printed, took)
+    return took, {**json.loads(found.stdout), "parameters": count_parameters(last)}, their_curve(printed, took)
 
 
 def their_curve(printed: str, took: float) -> Curve:
@@ -121,13 +127,20 @@ def their_curve(printed: str, took: float) -> Curve:
     return [*zip(took - elapsed[-1] + elapsed[ends - 1], means, strict=True)]
 
 
-def our_run(recipe: str, options: list[str], folder: Path) -> tuple[float, dict[str, float], Curve]:
+def our_run(recipe: str, options: list[str], folder: Path, seed: int) -> tuple[float, dict[str, float], Curve]:
     """Seconds, figures and curve of ours."""
-    command = [sys.executable, "train.py", recipe, *options, f"--run.output_dir={folder}", "--run.name=ours"]
+    place = [f"--run.output_dir={folder}", "--run.name=ours", f"--run.seed={seed}"]
+    command = [sys.executable, "train.py", recipe, *options, *place]
     started = time.perf_counter()
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     took = time.perf_counter() - started
     lines = [json.loads(line) for line in (folder / "ours/metrics.jsonl").read_text().splitlines()]
     steps, outside = [line for line in lines if "train/loss" in line], took - lines[-1]["elapsed_s"]
     curve = [(outside + line["elapsed_s"], line["train/loss"]) for line in steps[1:]]
-    return took, next(line for line in reversed(lines) if "eval/loss" in line), curve
+    found = next(line for line in reversed(lines) if "eval/loss" in line)
+    return took, {**found, "parameters": count_parameters(folder / "ours/final")}, curve
+
+
+def count_parameters(folder: Path) -> int:
+    """Of a saved model."""
+    return AutoModelForCausalLM.from_pretrained(folder).num_parameters()

@@ -1,7 +1,6 @@
 """Others who train the same model on the same text: transformers' Trainer, and nanoGPT's `train.py` where it lies."""
 
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -114,11 +113,12 @@ def nanogpt(recipe: Recipe, source: Path) -> float:
     return statistics.median(times[1:])
 
 
-def copy_nanogpt(source: Path, folder: Path, splits: dict) -> None:
-    """A working copy of nanoGPT with our ids as its data."""
+def copy_nanogpt(source: Path, folder: Path, splits: dict, seed: int = 1337) -> None:
+    """A working copy of nanoGPT with our ids as its data, and another seed than its own 1337."""
     folder.mkdir(parents=True)
     for file in ("train.py", "model.py", "configurator.py"):
-        shutil.copy(source / file, folder)
+        code = (source / file).read_text()
+        (folder / file).write_text(code.replace("manual_seed(1337 +", f"manual_seed({seed} +"))
     (folder / "data/ours").mkdir(parents=True)
     for name, split in (("train", splits["train"]), ("val", splits["validation"])):
         np.concatenate([*split.stream]).astype(np.uint16).tofile(folder / "data/ours" / f"{name}.bin")

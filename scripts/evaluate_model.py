@@ -21,7 +21,7 @@ from cleangpt.data.splits import Split
 from cleangpt.data.tokenization import load_tokenizer
 from cleangpt.errors import exit_code
 from cleangpt.evaluation.evaluate import MAX_GRADED, evaluate
-from cleangpt.evaluation.grading import Grades, format_table, grade, write_report
+from cleangpt.evaluation.grading import Grades, draw_lengths, format_table, grade, write_report
 from cleangpt.models.build import load_model
 from cleangpt.models.loss import check_documents
 from cleangpt.recipe.keys import ARITHMETIC
@@ -38,8 +38,14 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="rows to measure, from the start [all, 200,000 problems at most]")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--report", type=Path, help="arithmetic: folder for heat maps and for the wrong answers")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", help="arithmetic: ask for operands of these numbers of digits instead"
+    )
     arguments, overrides = parser.parse_known_args()
-    measure(arguments, overrides)
+    if arguments.lengths is None:
+        measure(arguments, overrides)
+    else:
+        measure_lengths(arguments, overrides)
 
 
 def measure(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -70,6 +76,38 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> None:
             write_report(grades, arguments.report)
         rows = f"{limit:,} of {len(split):,} {'sequences' if grades is None else 'problems'}"
         show(arguments, figures, f"{name} split of {arguments.recipe}, {rows}", grades)
+
+
+def measure_lengths(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Measures problems of each length, and draws accuracy over length into the report."""
+    recipe = load_recipe(arguments.recipe, overrides)
+    if recipe.data.path not in ARITHMETIC:
+        raise UserError(("--lengths", f"expected an arithmetic recipe, got data.path {recipe.data.path}"))
+    if min(arguments.lengths) < 1:
+        raise UserError(("--lengths", f"expected whole numbers from 1, got {min(arguments.lengths)}"))
+    if arguments.report and arguments.report.is_file():
+        raise UserError(("--report", f"expected a folder, got the file {arguments.report}"))
+    model = load_model(arguments.model, recipe.model.get("attn_implementation"))
+    join_processes()
+    accelerator = start_accelerator((), recipe.folder, "no")
+    model, accuracies = model.to(accelerator.device).eval(), {}
+    for length in arguments.lengths:
+        digits = [f"--data.min_digits={length}", f"--data.num_digits={length}"]
+        data = load_data(load_recipe(arguments.recipe, [*overrides, *digits]))[1]
+        _, split, limit = choose_split(arguments, data)
+        check_tokenizer(arguments, model, data)
+        check_positions(model, split)
+        figures = evaluate(accelerator, model, split, recipe.evaluation.batch_size, num_rows=limit)
+        accuracies[length] = figures["accuracy"]
+        if accelerator.is_main_process and not arguments.json:
+            print(f"{length:4} digits, {limit:,} problems: accuracy {figures['accuracy']:.4f}", flush=True)
+    if accelerator.is_main_process:
+        if arguments.json:
+            print(json.dumps(accuracies))
+        if arguments.report:
+            arguments.report.mkdir(parents=True, exist_ok=True)
+            learned = recipe.data.min_digits or recipe.data.num_digits, recipe.data.num_digits
+            draw_lengths(accuracies, learned, arguments.report / "lengths.png")
 
 
 def show(arguments: argparse.Namespace, figures: dict[str, float], data: str, grades: Grades | None) -> None:

@@ -134,6 +134,7 @@ def test_answers_are_graded_the_same_on_two_processes(tiny_adder, tmp_path, call
         (["--split=tset"], "--split: expected one of train, validation, test, got 'tset'"),
         (["--limit=0"], "--limit: expected 1 to 16, got 0"),
         ([f"--report={__file__}"], f"--report: expected a folder, got the file {__file__}"),
+        (["--lengths", "0"], "--lengths: expected whole numbers from 1, got 0"),
         (
             ["--data.num_digits=2"],
             "data.num_digits: expected sequences of at most the model's 6 positions, these have 9",
@@ -152,6 +153,17 @@ def test_a_rotary_model_may_be_asked_for_more_than_it_was_trained_on(tiny_adder,
     code, out, err = call_script("evaluate_model.py", final, *longer)
     assert code == 0, err
     assert "50 of 1,500 problems" in out
+
+
+def test_accuracy_over_length_is_that_of_each_length_alone(tiny_adder, tmp_path, call_script):
+    final = train(load_recipe(tiny_adder, ["--model.model_type=nanollama", "--training.max_steps=60"]))
+    options = [final, "--recipe", tiny_adder, "--limit=5"]
+    code, out, err = call_script("evaluate_model.py", *options, "--lengths", 1, 3, f"--report={tmp_path}/report")
+    assert code == 0, err
+    lengths = ["--data.min_digits=3", "--data.num_digits=3", "--json"]
+    alone = json.loads(call_script("evaluate_model.py", *options, *lengths)[1])["eval/accuracy"]
+    assert out.splitlines()[-1] == f"   3 digits, 5 problems: accuracy {alone:.4f}"
+    assert (tmp_path / "report/lengths.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_model_without_tokenizer_must_know_the_ids(tiny_adder, call_script):

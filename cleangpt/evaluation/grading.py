@@ -138,3 +138,17 @@ def draw_accuracy(grades: Grades, path: Path) -> None:
             axes.text(j, i, text, ha="center", va="center", fontsize=7, color="black" if means[i, j] > 0.6 else "white")
     figure.colorbar(image, ax=[left, right], format="{x:.0%}")
     figure.savefig(path, dpi=120)
+
+
+def draw_lengths(accuracies: dict[int, float], learned: tuple[int, int], path: Path) -> None:
+    """Draws accuracy over the operands' digits; the range of lengths that were learned is shaded."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.axvspan(*learned, alpha=0.15, label="learned")
+    axes.plot([*accuracies], [*accuracies.values()], marker="o")
+    axes.set(xlabel="digits of each operand", ylabel="whole answers right", xlim=(0, None), ylim=(-0.02, 1.02))
+    axes.legend(frameon=False, loc="lower left")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)

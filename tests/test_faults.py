@@ -185,7 +185,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(tiny_text, monkeypatch):
 
 
 def test_a_signal_is_not_taken_for_a_mistake_in_the_data(tiny_text, monkeypatch):
-    monkeypatch.setattr("cleangpt.data.text.load_dataset", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Stopped, match="SIGTERM before the first step") as stop:
         train(load_recipe(tiny_text, ["--data.split={train: 0.7, validation: 0.3}"]))  # not built by another test
     assert stop.value.code == 143

@@ -24,7 +24,7 @@ from cleangpt.evaluation.evaluate import MAX_GRADED, evaluate
 from cleangpt.evaluation.grading import Grades, draw_lengths, format_table, grade, write_report
 from cleangpt.models.build import load_model
 from cleangpt.models.loss import check_documents
-from cleangpt.recipe.keys import ARITHMETIC
+from cleangpt.recipe.keys import ARITHMETIC, Recipe
 from cleangpt.recipe.reading import load_recipe
 from cleangpt.training.launch import join_processes, start_accelerator
 from cleangpt.training.setup import load_data
@@ -51,10 +51,7 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Measures, and prints the figures on the main process."""
     recipe = load_recipe(arguments.recipe, overrides)
-    if arguments.report and recipe.data.path not in ARITHMETIC:
-        raise UserError(("--report", f"expected an arithmetic recipe, got data.path {recipe.data.path}"))
-    if arguments.report and arguments.report.is_file():
-        raise UserError(("--report", f"expected a folder, got the file {arguments.report}"))
+    check_options(arguments, recipe)
     recipe, data = load_data(recipe)
     name, split, limit = choose_split(arguments, data)
     model = load_model(arguments.model, recipe.model.get("attn_implementation"))
@@ -81,12 +78,7 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> None:
 def measure_lengths(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Measures problems of each length, and draws accuracy over length into the report."""
     recipe = load_recipe(arguments.recipe, overrides)
-    if recipe.data.path not in ARITHMETIC:
-        raise UserError(("--lengths", f"expected an arithmetic recipe, got data.path {recipe.data.path}"))
-    if min(arguments.lengths) < 1:
-        raise UserError(("--lengths", f"expected whole numbers from 1, got {min(arguments.lengths)}"))
-    if arguments.report and arguments.report.is_file():
-        raise UserError(("--report", f"expected a folder, got the file {arguments.report}"))
+    check_options(arguments, recipe)
     model = load_model(arguments.model, recipe.model.get("attn_implementation"))
     join_processes()
     accelerator = start_accelerator((), recipe.folder, "no")
@@ -122,6 +114,17 @@ def show(arguments: argparse.Namespace, figures: dict[str, float], data: str, gr
         print(f"\n{format_table(grades)}")
     if arguments.report:
         print(f"\naccuracy.png and wrong_answers.csv are in {arguments.report}")
+
+
+def check_options(arguments: argparse.Namespace, recipe: Recipe) -> None:
+    """Refuses options of arithmetic for other data, a report where a file is, and lengths that no number has."""
+    for option in ("report", "lengths"):
+        if getattr(arguments, option) and recipe.data.path not in ARITHMETIC:
+            raise UserError((f"--{option}", f"expected an arithmetic recipe, got data.path {recipe.data.path}"))
+    if arguments.report and arguments.report.is_file():
+        raise UserError(("--report", f"expected a folder, got the file {arguments.report}"))
+    if arguments.lengths and min(arguments.lengths) < 1:
+        raise UserError(("--lengths", f"expected whole numbers from 1, got {min(arguments.lengths)}"))
 
 
 def choose_split(arguments: argparse.Namespace, data: PreparedData) -> tuple[str, Split, int]:

@@ -267,3 +267,13 @@ def test_a_profile_finds_what_takes_the_time(options, largest, tiny_text, tmp_pa
     names = [event.get("name") for event in json.loads(trace.read_text())["traceEvents"]]
     assert names.count("optimizer") == names.count("data") == 6
     assert not (tmp_path / "outputs").exists()
+
+
+def test_the_picture_of_the_records_has_every_line_of_their_table(tmp_path):
+    picture = tmp_path / "records.png"
+    done = run_python("scripts/benchmark.py", "records", f"--picture={picture}")
+    table = (ROOT / "docs/results.md").read_text().split("## Results")[0]
+    lines = [line for line in table.splitlines() if line.startswith("| 20")]
+    assert all(line.split(" | ")[0][2:] in done.stdout for line in lines)
+    assert done.stdout.count("\n  20") == len(lines) >= 5
+    assert picture.read_bytes().startswith(b"\x89PNG")

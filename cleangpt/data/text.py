@@ -60,8 +60,8 @@ def identify(data: Data) -> dict[str, Any]:
         contents = {split: [file_hash(file) for file in names] for split, names in files.items()}
     except OSError as error:
         raise source_error(data, f"{error.filename} cannot be read: {error.strerror}") from error
-    built = {} if files else load_splits(data)
-    prepared = [Path(file["filename"]) for split in built.values() for file in split.cache_files]
+    splits = {} if files else load_splits(data)
+    prepared = [Path(file["filename"]) for split in splits.values() for file in split.cache_files]
     # datasets names prepared files by the commit, or by the ETags of the originals
     names = [file_hash(path) if is_saved(data) else "/".join(path.parts[-5:]) for path in prepared]
     return {
@@ -90,7 +90,7 @@ def source_error(data: Data, message: str) -> UserError:
 
 def load_splits(data: Data) -> dict[str, Any]:
     """The splits as HF datasets: local files as streams, text line by line with its line breaks."""
-    from datasets import load_dataset, load_from_disk  # half a second that only a build needs
+    from datasets import load_dataset, load_from_disk  # half a second that local files, once built, do not need
 
     if is_saved(data):
         return load_from_disk(data.path)

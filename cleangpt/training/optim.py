@@ -60,7 +60,7 @@ def apply_updates(optimizers: Sequence[torch.optim.Optimizer], finite: Tensor) -
     It works below accelerate's wrapper, which would unscale the gradients again.
     """
     for wrapped in optimizers:
-        optimizer = getattr(wrapped, "optimizer", wrapped)
-        optimizer.found_inf = 1.0 - finite.float()  # type: ignore[union-attr]  # both skip, as for a scaler
+        optimizer: Any = getattr(wrapped, "optimizer", wrapped)
+        optimizer.found_inf = 1.0 - finite.float()  # AdamW and Muon skip, as for a scaler
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

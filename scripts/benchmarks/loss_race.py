@@ -16,9 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from transformers import AutoModelForCausalLM
 
-import cleangpt  # noqa: F401  # registers the models
+from cleangpt.models.build import load_model
 from cleangpt.recipe.reading import load_recipe
 from cleangpt.training.setup import load_data
 
@@ -114,8 +113,9 @@ def their_run(
     convert = ["scripts/import_checkpoint.py", str(folder / "out/ckpt.pt"), str(last)]
     subprocess.run([sys.executable, *convert], cwd=ROOT, check=True, capture_output=True)
     evaluate = ["scripts/evaluate_model.py", str(last), "--recipe", arguments.recipe, "--json", *shared]
-    found = subprocess.run([sys.executable, *evaluate], cwd=ROOT, check=True, capture_output=True, text=True)
-    return took, {**json.loads(found.stdout), "parameters": count_parameters(last)}, their_curve(printed, took)
+    done = subprocess.run([sys.executable, *evaluate], cwd=ROOT, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout) | {"parameters": load_model(last).num_parameters()}
+    return took, found, their_curve(printed, took)
 
 
 def their_curve(printed: str, took: float) -> Curve:
@@ -138,9 +138,4 @@ def our_run(recipe: str, options: list[str], folder: Path, seed: int) -> tuple[f
     steps, outside = [line for line in lines if "train/loss" in line], took - lines[-1]["elapsed_s"]
     curve = [(outside + line["elapsed_s"], line["train/loss"]) for line in steps[1:]]
     found = next(line for line in reversed(lines) if "eval/loss" in line)
-    return took, {**found, "parameters": count_parameters(folder / "ours/final")}, curve
-
-
-def count_parameters(folder: Path) -> int:
-    """Of a saved model."""
-    return AutoModelForCausalLM.from_pretrained(folder).num_parameters()
+    return took, {**found, "parameters": load_model(folder / "ours/final").num_parameters()}, curve

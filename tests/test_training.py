@@ -80,6 +80,20 @@ def test_a_run_on_built_data_loads_no_library_that_it_does_not_need(tiny_text):
     assert done.stdout.endswith("loaded: []\n")
 
 
+COMMAND = """
+import gc, runpy, sys
+import cleangpt.training.loop
+cleangpt.training.loop.train = lambda recipe: print("collects garbage:", gc.isenabled())
+sys.argv = ["train.py", sys.argv[1]]
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def test_the_command_collects_garbage_while_it_trains(tiny_text):
+    done = run_python("-c", COMMAND, tiny_text)
+    assert done.stdout == "collects garbage: True\n"
+
+
 def test_any_causal_model_of_transformers_trains(tiny_adder):
     options = ["--model.model_type=qwen3", "--model.intermediate_size=32", "--model.num_key_value_heads=1"]
     final = train(load_recipe(tiny_adder, [*options, "--model.head_dim=8"]))
